@@ -254,6 +254,7 @@ _brief.maxstring, _brief.maxother = 60, 80
 
 # Names of arguments by position, by keyword only; the defaults; CO_ flags, of which these matter:
 _Signature = tuple[tuple[str, ...], tuple[str, ...], dict[str, Any], int]
+_NO_DEFAULTS: dict[str, Any] = {}  # one for all: fewer objects make a large build faster
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
@@ -263,9 +264,12 @@ def _signature(function: Callable[..., Any]) -> _Signature:
     if "__wrapped__" not in odd and "__signature__" not in odd:
         code, last = function.__code__, function.__defaults__ or ()
         count, names = code.co_argcount, code.co_varnames
-        defaults = dict(zip(names[count - len(last) : count], last, strict=True)) if last else {}
         by_name = names[count : count + code.co_kwonlyargcount]
-        return names[:count], by_name, defaults | (function.__kwdefaults__ or {}), code.co_flags
+        defaults = _NO_DEFAULTS
+        if last or function.__kwdefaults__:
+            pairs = zip(names[count - len(last) : count], last, strict=True)
+            defaults = dict(pairs) | (function.__kwdefaults__ or {})
+        return names[:count], by_name, defaults, code.co_flags
     every = inspect.signature(function).parameters.values()
     # An argument that a partial has bound by name is settled: it is no edge any more.
     bound = function.keywords if isinstance(function, functools.partial) else ()
@@ -327,7 +331,7 @@ class Step:
     _: KW_ONLY
     name: str = ""
     outputs: tuple[str, ...] = ()
-    args: Mapping[str, str] = field(default_factory=dict, hash=False)
+    args: Mapping[str, str] | None = field(default=None, hash=False)
     version: Hashable = None
     retries: int = 0
     retry_delay: float = 0.0
@@ -342,14 +346,16 @@ class Step:
     _is_async: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        put, function, args = object.__setattr__, self.function, self.args
+        put, function, args = object.__setattr__, self.function, self.args or {}
         if not callable(function):
             raise StepError(f"Step() was given {_brief(function)}; expected a callable")
         if not self.name:
             inner = function if type(function) is FunctionType else _innermost(function)
             put(self, "name", getattr(inner, "__name__", type(inner).__name__))
         # One comparison tells the usual step, which has no options, from the others.
-        if self._options() != _NO_OPTIONS or not self.name.isidentifier():
+        delays = self.retries, self.retry_delay, self.retry_backoff
+        options = (self.outputs, self.args, self.version, *delays, self.local)
+        if options != _NO_OPTIONS or not self.name.isidentifier():
             self._check_options()
         try:
             takes, keywords, defaults, flags = _signature(function)
@@ -382,10 +388,6 @@ class Step:
         put(self, "_defaults", defaults)
         put(self, "_is_async", flags & inspect.CO_COROUTINE != 0)
 
-    def _options(self) -> tuple[Any, ...]:
-        delays = self.retries, self.retry_delay, self.retry_backoff
-        return (self.outputs, self.args, self.version, *delays, self.local)
-
     def _error(self, what: str, expected: str) -> StepError:
         text = f"step '{self.name}' {what}\n  {self.definition}\n  {expected.strip()}"
         return StepError(text, step=self.name)
@@ -404,7 +406,7 @@ class Step:
                 )
         count, delay, factor = self.retries, self.retry_delay, self.retry_backoff
         for option, good, expected in (
-            ("args", isinstance(self.args, Mapping), "a dict: argument -> value it takes"),
+            ("args", isinstance(self.args, Mapping | None), "a dict: argument -> value it takes"),
             ("version", isinstance(self.version, Hashable), "something hashable"),
             ("retries", type(count) is int and count >= 0, "a number of extra tries, 0 or more"),
             ("retry_delay", isinstance(delay, int | float) and delay >= 0, "seconds, 0 or more"),
@@ -443,7 +445,7 @@ class Step:
         return f"{self.name}({shown}) at {_place(self.function)}"
 
 
-_NO_OPTIONS: tuple[Any, ...] = ((), {}, None, 0, 0.0, 1.0, False)
+_NO_OPTIONS: tuple[Any, ...] = ((), None, None, 0, 0.0, 1.0, False)
 _OPTIONS = frozenset(f.name for f in fields(Step) if f.init and f.name != "function")
 
 
@@ -807,7 +809,7 @@ def _make_order(graph: _Graph, targets: Sequence[str], given: frozenset[str]) ->
 
 def _check_names(graph: _Graph, targets: Iterable[Any], given: Iterable[str]) -> None:
     known = {*graph.makers, *graph.inputs}
-    for names, role in ((targets, "be a target of"), (given, "be given to")):
+    for names, role in ((targets, "be a target of"), (sorted(given), "be given to")):
         wrong = [n if isinstance(n, str) else _brief(n) for n in names if n not in known]
         if wrong:
             raise UnknownNameError(
