@@ -19,7 +19,9 @@ The rooms of this file, each built only on those above it:
 Errors      what can be wrong, and messages that say where
 Steps       a function and its options become a frozen ``Step``
 Graph       steps become a networkx graph, or an error that names the culprit
-Plan        graph, targets and given inputs become an order of steps
+Order       graph, targets and given inputs become the steps to run, one after the other
+Cache       values and code become fingerprints, results become files
+Plan        what can be reused, and why the rest cannot
 Run record  what is known of a run: values, statuses, times, errors
 Execution   a plain loop for plain steps, one ready/done loop for all others
 Pipeline    the façade: short methods that call the rooms above
@@ -27,18 +29,32 @@ Pipeline    the façade: short methods that call the rooms above
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import copyreg
 import functools
+import hashlib
 import heapq
 import importlib
+import importlib.machinery
 import inspect
+import itertools
+import marshal
+import math
+import opcode
+import operator
 import os
 import queue
+import re
 import reprlib
+import stat
 import sys
 import threading
 import time
+import types
+import typing
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import (
     Callable,
     Collection,
@@ -49,17 +65,24 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, fields
-from operator import is_
+from datetime import timedelta
 from types import (
     AsyncGeneratorType,
     CoroutineType,
     FunctionType,
     GeneratorType,
     MappingProxyType,
+    MethodType,
     ModuleType,
 )
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, so a step may run twice, with the same result
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -75,14 +98,17 @@ __all__ = [
     "DefaultsError",
     "DuplicateNameError",
     "MissingInputError",
+    "MutationError",
     "NoValueError",
     "Pipeline",
+    "Plan",
     "ResultError",
     "Run",
     "Skip",
     "SourceError",
     "Step",
     "StepError",
+    "Store",
     "UnknownNameError",
     "step",
 ]
@@ -164,12 +190,24 @@ class ResultError(DagkitError, ValueError):
     """A step returned what cannot be its result: too few parts, a generator."""
 
 
+class MutationError(DagkitError, ValueError):
+    """A step of a strict pipeline has changed one of its arguments in place: ``.name``."""
+
+
 class NoValueError(DagkitError, KeyError):
     """A name has no value in a ``Run``: the step failed or was skipped, or was no target."""
 
 
 class DagkitWarning(UserWarning):
     """Category of every warning that dagkit gives."""
+
+
+def _warn(text: str) -> None:
+    """Warn at the innermost line outside this module."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals is globals():
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, DagkitWarning, stacklevel=level)
 
 
 class Skip(Exception):
@@ -204,10 +242,19 @@ def _hint(wrong: Sequence[str], known: Collection[str]) -> str:
 
 
 def _innermost(function: Any) -> Any:
-    """Look through partials and ``functools.wraps`` to the function that somebody wrote."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.unwrap(function)
+    """Look through partials, bound methods and ``functools.wraps`` to what somebody wrote."""
+    for _ in range(100):  # what wraps itself must not hang us
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        elif isinstance(
+            getattr(function, "__wrapped__", None), FunctionType | functools.partial | MethodType
+        ):
+            function = function.__wrapped__
+        else:
+            break
+    return function
 
 
 def _place(function: Any) -> str:
@@ -303,6 +350,9 @@ class Step:
         Argument name -> name of the value it takes, where the two differ. A function whose
         signature is ``*args``, ``**kwargs`` or unreadable gets exactly what is named here: by
         name, or in this order by position if there is no signature.
+    cache : bool or timedelta
+        Keep the result on disk and reuse it while nothing it depends on changes; a timedelta: for
+        that long at the most.
     version : Hashable, optional
         Part of the step's fingerprint, for what a fingerprint cannot see.
     retries : int
@@ -332,6 +382,7 @@ class Step:
     name: str = ""
     outputs: tuple[str, ...] = ()
     args: Mapping[str, str] | None = field(default=None, hash=False)
+    cache: bool | timedelta = False
     version: Hashable = None
     retries: int = 0
     retry_delay: float = 0.0
@@ -354,7 +405,7 @@ class Step:
             put(self, "name", getattr(inner, "__name__", type(inner).__name__))
         # One comparison tells the usual step, which has no options, from the others.
         delays = self.retries, self.retry_delay, self.retry_backoff
-        options = (self.outputs, self.args, self.version, *delays, self.local)
+        options = (self.outputs, self.args, self.cache, self.version, *delays, self.local)
         if options != _NO_OPTIONS or not self.name.isidentifier():
             self._check_options()
         try:
@@ -407,6 +458,7 @@ class Step:
         count, delay, factor = self.retries, self.retry_delay, self.retry_backoff
         for option, good, expected in (
             ("args", isinstance(self.args, Mapping | None), "a dict: argument -> value it takes"),
+            ("cache", isinstance(self.cache, bool | timedelta), "True, False or a timedelta"),
             ("version", isinstance(self.version, Hashable), "something hashable"),
             ("retries", type(count) is int and count >= 0, "a number of extra tries, 0 or more"),
             ("retry_delay", isinstance(delay, int | float) and delay >= 0, "seconds, 0 or more"),
@@ -445,7 +497,7 @@ class Step:
         return f"{self.name}({shown}) at {_place(self.function)}"
 
 
-_NO_OPTIONS: tuple[Any, ...] = ((), None, None, 0, 0.0, 1.0, False)
+_NO_OPTIONS: tuple[Any, ...] = ((), None, False, None, 0, 0.0, 1.0, False)
 _OPTIONS = frozenset(f.name for f in fields(Step) if f.init and f.name != "function")
 
 
@@ -457,6 +509,7 @@ def step(
     name: str = ...,
     outputs: tuple[str, ...] = ...,
     args: Mapping[str, str] = ...,
+    cache: bool | timedelta = ...,
     version: Hashable = ...,
     retries: int = ...,
     retry_delay: float = ...,
@@ -756,7 +809,7 @@ def _sort(
 
 
 ########################################################################################
-### Plan
+### Order
 ########################################################################################
 
 # What the plain loop needs of a step: its name, its function, the names of the values it takes by
@@ -803,7 +856,7 @@ def _make_order(graph: _Graph, targets: Sequence[str], given: frozenset[str]) ->
         needed.update(step.needs)
         parts = step if step.outputs else None
         calls.append((step.name, step.function, step._takes, step._keywords, parts, drops))
-    plain = not any(step._is_async for step in steps)
+    plain = not any(step._is_async or step.cache for step in steps)
     return _Order(wanted, given, tuple(steps), defaults, calls[::-1], plain)
 
 
@@ -833,10 +886,1551 @@ def _missing_error(graph: _Graph, missing: Mapping[str, Step | None]) -> Missing
 
 
 ########################################################################################
+### Cache
+########################################################################################
+
+_MISSING: Any = object()
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+_PLAIN = _SCALARS | _CONTAINERS
+_LRU: Any = type(functools.lru_cache(len))  # the wrapper's type has no public name
+_CODE = (types.FunctionType, type, types.ModuleType)  # what counts as a part of its own
+_INNER = ("__wrapped__", "__func__", "func")  # where wrappers, methods and partials keep a function
+_Memo = dict[int, tuple[bytes, object]]  # id -> token, and the value, so that the id stays its own
+_Key = tuple[str, str, str]  # kind, module, name
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Modules whose types carry no result: their instances count by type alone when code holds them.
+_BY_TYPE = _names("logging _thread threading weakref _weakrefset")
+# What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
+_VOLATILE = _names(
+    "__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ _abc_impl __annotations__ "
+    "__annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__ "
+    "__type_params__ __parameters__ __qualname__ __name__ _dagkit_options"
+)
+# What functools.singledispatch and numpy.vectorize remember between calls.
+_LIBRARY_CACHES = _names("dispatch_cache cache_token _ufunc")
+# Where a module lies and how it was loaded is not behaviour either.
+_MODULE_FACTS = (
+    _names("__file__ __cached__ __path__ __builtins__") | vars(types.ModuleType("")).keys()
+)
+# Code that says one of these can reach what no name in it shows.
+_WIDE = _names(
+    "getattr globals vars eval exec __import__ import_module attrgetter methodcaller __dict__ "
+    "__getattribute__ getmembers getattr_static modules resolve_name locate __subclasses__ "
+    "f_globals f_back currentframe _getframe"
+)
+_BY_TEXT = _WIDE | {"query", "sql"}  # these read the caller's variables out of a text
+_REFLECTIVE = _names(
+    "__annotations__ get_type_hints get_annotations signature getfullargspec __doc__ getdoc"
+)
+_GLOBAL = {
+    opcode.opmap[name]: name == "LOAD_GLOBAL"  # its lowest bit is a flag
+    for name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL")
+    if name in opcode.opmap
+}
+_CONST = frozenset(opcode.hasconst)
+_EXTENDED, _IMPORT, _STORE_NAME = map(
+    opcode.opmap.get, ("EXTENDED_ARG", "IMPORT_NAME", "STORE_NAME")
+)
+_SMALL_INT = opcode.opmap.get("LOAD_SMALL_INT", -1)
+_PUSH = {opcode.opmap["LOAD_CONST"], _SMALL_INT}
+_COMPILED = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+_NOT_BEHAVIOUR = 0x4000000 | 0x1000000  # flags: has a docstring, postponed annotations
+
+
+class _Opaque(Exception):
+    """Something that cannot be fingerprinted; `path` leads to it."""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return self.args
+
+
+def _type_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def _text(value: Any) -> bytes:
+    """Write a scalar as a self-delimiting token; every NaN is the same."""
+    # Version 2 of marshal knows neither references nor interning: equal values, equal bytes.
+    return marshal.dumps(math.nan if value != value else value, 2)
+
+
+def _digest(tag: str, *tokens: bytes) -> bytes:
+    """Hash self-delimiting tokens into one, which no scalar can equal."""
+    return b"#" + hashlib.sha256(b"%b\0%b" % (tag.encode(), b"".join(tokens))).digest()
+
+
+def _short(token: bytes) -> str:
+    return (token if token[:1] == b"#" else _digest("", token))[1:9].hex()
+
+
+def _is_plain(value: Collection[Any]) -> bool:
+    """Tell whether marshal writes the value faithfully: exact builtin types, no NaN, no cycle."""
+    # Level by level, so that the loops run in C. What decides is the value unfolded into a tree,
+    # never how its parts are shared: equal values must take the same way. marshal sorts sets.
+    flat = itertools.chain.from_iterable
+    level = [*value, *value.values()] if isinstance(value, dict) else value
+    for _ in range(12):
+        kinds = set(map(type, level))
+        if not kinds <= _PLAIN or len(level) > 20_000_000:
+            return False
+        if float in kinds and any(map(operator.ne, level, level)):
+            return False
+        if kinds <= _SCALARS:
+            return True
+        inner = [x for x in level if type(x) in _CONTAINERS]
+        pairs = [x.values() for x in inner if type(x) is dict] if dict in kinds else []
+        level = [*flat(inner), *flat(pairs)]
+    return False
+
+
+_files: dict[tuple[int, ...], bytes] = {}  # what os.stat says of a file -> its content
+
+
+def _path_token(path: str, above: tuple[tuple[int, int], ...] = ()) -> bytes:
+    """Hash the content of a file or folder; a missing one is a value of its own."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            here = (status.st_dev, status.st_ino)
+            if here in above:  # a symbolic link to a folder above
+                return _digest("loop", _text(len(above) - above.index(here)))
+            names = sorted(os.listdir(path))
+            inner = (_path_token(os.path.join(path, name), (*above, here)) for name in names)
+            return _digest("folder", *map(_text, names), *inner)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise _Opaque(f"special file {path}")
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        stamp = (status.st_dev, status.st_ino, status.st_size, *times)
+        if stamp in _files:
+            return _files[stamp]
+        with open(path, "rb") as file:
+            token = b"#" + hashlib.file_digest(file, "sha256").digest()
+    except (FileNotFoundError, NotADirectoryError):
+        return _digest("missing")
+    except OSError as error:
+        raise _Opaque(f"file {path}") from error
+    if time.time_ns() - max(times) > 2_000_000_000:  # a younger file may change within a clock tick
+        _files[stamp] = token
+    return token
+
+
+class _Body(NamedTuple):
+    """What a code object does, nested ones included, and what it names."""
+
+    digest: bytes
+    names: tuple[str, ...]  # looked up as globals, in order of appearance
+    attributes: frozenset[str]  # every name
+    strings: frozenset[str]
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]  # level, module, names
+
+
+_bodies: dict[int, tuple[types.CodeType, _Body]] = {}  # by id: code objects compare line numbers
+
+
+def _body(code: types.CodeType) -> _Body:
+    """Read a code object without its place, line numbers and docstring."""
+    if id(code) in _bodies:
+        return _bodies[id(code)][1]
+    shape: list[object] = [code.co_flags & ~_NOT_BEHAVIOUR, code.co_argcount, code.co_varnames]
+    shape += [code.co_posonlyargcount, code.co_kwonlyargcount, code.co_names, code.co_freevars]
+    shape += [code.co_cellvars, code.co_exceptiontable]
+    names: dict[str, None] = {}
+    attributes, strings = set(code.co_names), set[str]()
+    imports: list[tuple[int, str, tuple[str, ...]]] = []
+    extended, pushed = 0, deque[Any]([0, ()], 2)  # the last two constants: what IMPORT_NAME takes
+    for op, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        arg, extended = extended | low, 0
+        if op == _EXTENDED:
+            extended = arg << 8
+        elif op in _CONST:  # by value: a docstring shifts the indices
+            const = code.co_consts[arg]
+            if isinstance(const, types.CodeType):
+                inner = _body(const)
+                names |= dict.fromkeys(inner.names)
+                attributes |= inner.attributes
+                strings |= inner.strings
+                imports += inner.imports
+                shape += (op, inner.digest)
+            else:
+                pushed.append(const)
+                strings |= {
+                    x for x in (const if type(const) is tuple else [const]) if type(x) is str
+                }
+                shape += (op, repr(const) if type(const) is slice else marshal.dumps(const, 2))
+        elif op == _STORE_NAME and code.co_names[arg] in _VOLATILE and shape[-2] in _PUSH:
+            del shape[-2:]  # a line number or docstring in the body of a local class
+        elif op:  # 0 is an inline cache
+            shape += (op, arg)
+            if op in _GLOBAL:
+                names[code.co_names[arg >> _GLOBAL[op]]] = None
+            elif op == _SMALL_INT:
+                pushed.append(arg)
+            elif op == _IMPORT:
+                imports.append((pushed[0], code.co_names[arg], pushed[1] or ()))
+    digest = _digest("body", marshal.dumps(shape, 2))
+    body = _Body(digest, tuple(names), frozenset(attributes), frozenset(strings), tuple(imports))
+    _bodies[id(code)] = (code, body)
+    return body
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    import importlib.metadata
+
+    return importlib.metadata.packages_distributions()
+
+
+@functools.cache
+def _packages(name: str, file: str | None) -> Mapping[str, str] | None:
+    """Find a module's distributions and versions: {} for Python's own, None for the project's."""
+    if name == __name__:  # not the project's, wherever it lies; and its caches change all the time
+        return {}
+    parts = (file or "").replace(os.sep, "/").split("/")
+    site = [i for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
+    if not site:
+        if not file:  # a notebook's or exec's namespace, whatever its name, or a builtin module
+            origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
+            return {} if origin in ("built-in", "frozen") else None
+        return {} if file.startswith(os.path.dirname(os.__file__) + os.sep) else None
+    top = parts[site[-1] + 1].partition(".")[0]
+    import importlib.metadata
+
+    found = {x: importlib.metadata.version(x) for x in _distributions().get(top, ())}
+    loaded = getattr(sys.modules.get(top), "__dict__", {}).get("__version__")
+    for only in found if len(found) == 1 and isinstance(loaded, str) else ():
+        if (
+            loaded != found[only]
+        ):  # upgraded on disk since it was imported: neither name alone is true
+            found[only] += f" (loaded {loaded})"
+    return found or None
+
+
+def _find(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Find a module as an import would, but run nothing, not even the packages above it."""
+    where, spec = None, None
+    for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
+        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+        spec = next(filter(None, (find(prefix, where) for find in finders if find)), None)
+        if spec is None:
+            return None
+        where = spec.submodule_search_locations
+    return spec
+
+
+def _cell(cell: types.CellType, _: str, default: object) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return default
+
+
+def _callables(space: Mapping[str, Any]) -> list[str]:
+    """List the names of the functions, classes and modules in a namespace, however wrapped."""
+    kinds = (*_CODE, functools.partial, _LRU)
+    return [name for name, x in space.items() if isinstance(x, kinds) and name[:2] != "__"]
+
+
+def _words(strings: Iterable[str]) -> set[str]:
+    return {word for text in strings for word in re.findall(r"[^\W\d]\w*", text)}
+
+
+def _home(function: Any) -> str:
+    return str(function.__globals__.get("__name__", ""))  # __module__ is copied by functools.wraps
+
+
+def _module(cls: type) -> str:
+    name: object = cls.__module__  # a C type may have a descriptor there
+    return name if isinstance(name, str) else ""
+
+
+def _file(module: str) -> str | None:
+    return getattr(sys.modules.get(module), "__file__", None)
+
+
+# What objects of Python's own types hold, where pickle cannot say.
+_HELD: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
+    types.MethodType: lambda x: (x.__func__, x.__self__),
+    property: lambda x: (x.fget, x.fset, x.fdel),
+    staticmethod: lambda x: (x.__func__,),
+    classmethod: lambda x: (x.__func__,),
+    _LRU: lambda x: (x.__wrapped__, x.cache_parameters()),
+    types.MappingProxyType: lambda x: (dict(x),),
+    types.CodeType: lambda x: (_body(x).digest,),
+}
+for _name in ("Member", "GetSet", "Method", "Wrapper", "ClassMethod"):
+    _HELD[getattr(types, f"{_name}DescriptorType")] = lambda x: (x.__objclass__, x.__name__)
+for _name in ("TypeVar", "ParamSpec", "TypeVarTuple"):
+    _HELD[getattr(typing, _name)] = lambda x: (x.__name__,)
+if hasattr(typing, "TypeAliasType"):
+    _HELD[typing.TypeAliasType] = lambda x: (x.__value__,)
+
+
+def _held(value: Any) -> tuple[Any, ...] | None:
+    for base in type(value).__mro__:
+        if base in _HELD:
+            more = () if base is type(value) else (type(value), getattr(value, "__dict__", None))
+            return (*_HELD[base](value), *more)
+    return None
+
+
+class _Walk:
+    """One walk through values and through all project code that they reach.
+
+    Code is a flat set of named parts, so that cycles end and a change has a name. A function, class
+    or module inside a value counts as a reference to its part; everything else by content.
+    """
+
+    def __init__(self, memo: _Memo) -> None:
+        self.parts: dict[_Key, str] = {}  # digest or version
+        # What was looked up: how, where, name, found. What can change in place: read, value, found.
+        self.same: list[tuple[Callable[..., Any], Any, str, Any]] = []
+        self.equal: list[tuple[Callable[[Any], object], Any, object]] = []
+        self.own, self.root, self.in_code = "", _MISSING, False
+        # Finished values: those that reach no code, which walks may share, and the rest.
+        self.memo: _Memo = memo
+        self.local: _Memo = {}
+        self.open: dict[int, tuple[int, object]] = {}  # not finished, or in a cycle that is not
+        self.lowest = self.references = 0
+        self.labels: _Memo = {}  # functions, classes and modules met
+        self.queue: deque[tuple[_Key, Any]] = deque()
+        self.readable: list[tuple[_Key, Any]] = []  # the same, for code that reads annotations
+        self.looked: dict[tuple[int, str], bytes] = {}
+        self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
+        self.paths: list[str] = []  # files that values name
+        self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
+        self.wide = self.reflective = False
+
+    # Values
+
+    def token(self, value: Any) -> bytes:
+        """Return a value's token: the same text for equal values, however built."""
+        kind = type(value)
+        if kind in _SCALARS:
+            return _text(value)
+        if (done := self.memo.get(id(value)) or self.local.get(id(value))) is not None:
+            return done[0]
+        if issubclass(kind, _CODE):
+            return self.reference(value)
+        # A cycle ends in a reference by distance. Finished values leave `open`, so sharing does not
+        # count; inside a cycle every value is walked once.
+        if id(value) in self.open:
+            index = self.open[id(value)][0]
+            self.lowest = min(self.lowest, index)
+            return _digest("back", _text(len(self.open) - index))
+        index, references, outer = len(self.open), self.references, self.lowest
+        self.open[id(value)], self.lowest = (index, value), index
+        token = self.content(value, kind)
+        if self.lowest == index:
+            while len(self.open) > index:
+                self.open.popitem()
+            done_here = self.memo if references == self.references else self.local
+            done_here[id(value)] = (token, value)
+            self.lowest = outer
+        else:
+            self.lowest = min(self.lowest, outer)
+        return token
+
+    def content(self, value: Any, kind: type[Any]) -> bytes:
+        """Hash one value by its type, and what it holds."""
+        if kind in _CONTAINERS and _is_plain(value):
+            return _digest("plain", marshal.dumps(value, 2))
+        if issubclass(kind, (set, frozenset)):
+            state = getattr(value, "__dict__", None)
+            return _digest(
+                "set", *sorted(map(self.token, value)), self.token(kind), self.token(state)
+            )
+        if kind in _CONTAINERS:
+            items = itertools.chain.from_iterable(value.items()) if kind is dict else value
+            return _digest(kind.__name__, *map(self.token, items))
+        if isinstance(value, os.PathLike) and hasattr(value, "is_dir"):  # a pathlib.Path
+            # A folder that code names may hold the whole project, and the store: by name alone.
+            where = _digest("path", _text(str(value)))
+            if self.in_code and value.is_dir():
+                return where
+            self.paths.append(str(value))
+            return where + _path_token(str(value))
+        numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+        if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
+            return self.array(value, kind, numpy)
+        if pandas and isinstance(value, (pandas.DataFrame, pandas.Series, pandas.Index)):
+            return self.frame(value, kind, pandas)
+        silent = self.in_code and kind.__module__ in _BY_TYPE and kind.__name__ != "_local"
+        if silent or kind is type(os.environ):
+            return _digest("by type", _text(_type_name(kind)))
+        if kind is types.BuiltinFunctionType:
+            holder = value.__self__
+            if holder is None or isinstance(holder, types.ModuleType):
+                self.is_library(str(value.__module__), _file(value.__module__))
+                holder = value.__module__
+            return _digest("builtin", self.token(holder), _text(value.__qualname__))
+        if (held := _held(value)) is not None:
+            return _digest(_type_name(kind), *map(self.fresh, held))
+        return self.reduced(value, kind)
+
+    def array(self, value: Any, kind: type[Any], numpy: Any) -> bytes:
+        """Hash an array by dtype, shape and content in C order, without a copy of the whole."""
+        dtype = value.dtype
+        head = _digest("array", self.token(kind), self.token(dtype), self.token(value.shape))
+        if dtype.hasobject or dtype.kind not in "biufcmMSUV":
+            return head + self.token(value.ravel().tolist())
+        # Walks share the content under a key of its own: the array's token also reaches its type.
+        if ~id(value) in self.memo:
+            return _digest("array", head, self.memo[~id(value)][0])
+        content = hashlib.sha256()
+        if value.flags.c_contiguous and value.nbytes:
+            content.update(value.reshape(-1).view("u1"))
+        elif value.nbytes:
+            flags, each = ["external_loop", "buffered"], [["readonly", "contig"]]
+            for chunk in numpy.nditer(value, flags, each, order="C", buffersize=1 << 16):
+                content.update(chunk.view("u1"))
+        self.memo[~id(value)] = (content.digest(), value)
+        return _digest("array", head, content.digest())
+
+    def frame(self, value: Any, kind: type[Any], pandas: Any) -> bytes:
+        """Hash a pandas object column by column: how its blocks lie in memory does not count."""
+        if isinstance(value, pandas.MultiIndex):
+            holders = [value.get_level_values(i) for i in range(value.nlevels)]
+            return _digest("frame", self.token(kind), *map(self.token, holders))
+        tokens = [self.token(kind)]
+        if isinstance(value, pandas.DataFrame):
+            arrays = [value.iloc[:, i].array for i in range(value.shape[1])]
+            tokens += [self.token(value.columns), self.token(value.index)]
+        else:
+            arrays = [value.array]
+            about = getattr(value, "index", getattr(value, "freqstr", None))
+            tokens += [self.token(value.name), self.token(about)]
+        for array in arrays:
+            inner = getattr(array, "_ndarray", None)  # codes, times or text: the dtype tells which
+            inner = array.astype(object) if inner is None else inner
+            tokens += [self.token(array.dtype), self.token(inner)]
+        flags = getattr(value, "flags", None)
+        rest = [getattr(value, x, None) for x in (*getattr(value, "_metadata", ()), "attrs")]
+        tokens += map(self.token, (*rest, getattr(flags, "allows_duplicate_labels", None)))
+        return _digest("frame", *tokens)
+
+    def reduced(self, value: Any, kind: type[Any]) -> bytes:
+        """Hash any other object by what pickle would rebuild it from."""
+        try:
+            reduce = copyreg.dispatch_table.get(kind)
+            parts = reduce(value) if reduce else value.__reduce_ex__(4)
+            if isinstance(parts, str):  # the name of a global, which must really be it
+                import pickle
+
+                module = pickle.whichmodule(value, parts)  # type: ignore[attr-defined]
+                if operator.attrgetter(parts)(sys.modules[module]) is not value:
+                    raise TypeError(parts)
+                self.is_library(module, _file(module))
+                held = map(self.token, (kind, getattr(value, "__dict__", None)))
+                return _digest("global", _text(f"{module}.{parts}"), *held)
+        except _Opaque:
+            raise
+        except Exception as error:  # whatever a foreign __reduce_ex__ raises
+            raise _Opaque(_type_name(kind)) from error
+        if kind in (operator.attrgetter, operator.methodcaller):
+            self.wide = True
+        function, arguments, state, items, pairs = (*parts, None, None, None)[:5]
+        if isinstance(state, dict):  # a wrapper's copies of name and docstring are not behaviour
+            library = _packages(kind.__module__, _file(kind.__module__)) is not None
+            beside = _VOLATILE | _LIBRARY_CACHES if library else _VOLATILE
+            state = {name: x for name, x in state.items() if name not in beside}
+        items = None if items is None else [*items]
+        pairs = None if pairs is None else [*itertools.chain.from_iterable(pairs)]
+        try:
+            tokens = map(self.fresh, (kind, function, arguments, state, items, pairs))
+            return _digest("object", *tokens)
+        except _Opaque as error:
+            raise _Opaque(_type_name(kind), *error.path) from error
+
+    def fresh(self, value: Any) -> bytes:
+        """Return the token of a container made just now: not to be remembered by its id."""
+        return self.content(value, type(value)) if type(value) in _CONTAINERS else self.token(value)
+
+    # Code
+
+    def reference(self, value: Any) -> bytes:
+        """Name a function, class or module; the first time also put it in the queue."""
+        self.references += 1
+        if id(value) not in self.labels:
+            self.labels[id(value)] = (self.label(value), value)
+        return self.labels[id(value)][0]
+
+    def label(self, value: Any) -> bytes:
+        module = sys.modules.get(_module(value)) if isinstance(value, type) else None
+        if isinstance(value, types.ModuleType):
+            kind, home, name = "module", value.__name__, ""
+            if not self.is_library(home, getattr(value, "__file__", None)):
+                self.spaces[id(value)] = vars(value)
+                self.wide |= not self.in_code  # as an input, any of it may be used
+            return marshal.dumps((kind, self.home(home)), 2)
+        if isinstance(value, type):
+            kind, home, name = "class", _module(value), value.__qualname__
+            library = self.is_library(home, getattr(module, "__file__", None))
+            found: Any = module
+            for part in name.split(".") if library else ():
+                found = getattr(found, part, None)
+            # A static type is C code; a class that its module does not hold was made at run time.
+            queued = not library or (found is not value and bool(value.__flags__ & 1 << 9))
+        else:
+            kind, home, name = "helper", _home(value), value.__code__.co_qualname
+            library = self.is_library(home, value.__globals__.get("__file__"))
+            queued = not library or bool(value.__closure__ or vars(value))
+        key = ("", "", value.__name__) if value is self.root else (kind, self.home(home), name)
+        if queued:
+            key = self.claim(key)
+            self.queue.append((key, value))
+            self.readable.append((key, value))
+        return marshal.dumps((kind, *key), 2)  # no other token is a tuple's
+
+    def claim(self, key: _Key) -> _Key:
+        """Reserve the name of a part; a namesake of the same module gets a number."""
+        kind, home, name = key
+        for number in itertools.count(2):
+            if key not in self.parts:
+                break
+            key = (kind, home, f"{name} #{number}")
+        self.parts[key] = ""
+        return key
+
+    def home(self, module: str) -> str:
+        """Leave out the name of the step's own module: it may be run as __main__."""
+        return "" if module == self.own else module
+
+    def is_library(self, module: str, file: str | None) -> bool:
+        """Tell whether a module is installed, and count its version."""
+        packages = _packages(module, file)
+        for name, version in (packages or {}).items():
+            self.parts["package", "", name] = version
+        self.references += bool(packages)
+        if packages is None and str(file).endswith(_COMPILED):
+            self.parts["extension", "", module] = _short(_path_token(str(file)))
+        return packages is not None
+
+    def lookup(self, space: dict[str, Any], name: str) -> bytes:
+        """Look up a global as the code would; a constant becomes a part of its own."""
+        if (id(space), name) in self.looked:
+            return self.looked[id(space), name]
+        value = _MISSING if name in _MODULE_FACTS else space.get(name, _MISSING)
+        if name not in _MODULE_FACTS:
+            self.same.append((dict.get, space, name, value))
+        token = b""  # a builtin, or not defined yet
+        if issubclass(type(value), _CODE):
+            token = self.token(value)
+        elif value is not _MISSING:
+            key = self.claim(("constant", self.home(str(space.get("__name__", ""))), name))
+            token = marshal.dumps(key, 2)
+            self.looked[id(space), name] = token  # before its value, which may lead back to it
+            self.parts[key] = _short(self.data(value, f"constant {name}"))
+        self.looked[id(space), name] = token
+        return token
+
+    def data(self, value: Any, what: str) -> bytes:
+        """Return the token of a value that code holds; if that can change, note it."""
+        try:
+            token = self.token(value)
+        except _Opaque as error:
+            raise _Opaque(what, *error.path) from error
+        fixed = type(value) in _SCALARS or id(value) in self.labels
+        if not fixed and not (type(value) is tuple and set(map(type, value)) <= _SCALARS):
+            self.equal.append((self.token, value, token))
+        return token
+
+    def function(self, function: Any, *, apart: bool = False) -> bytes:
+        """Hash a function: its code and what its names mean, closure, defaults and attributes."""
+        for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__"):
+            self.same.append((getattr, function, name, getattr(function, name)))
+        code, space = function.__code__, function.__globals__
+        library = self.is_library(_home(function), space.get("__file__"))
+        names = code.co_varnames[: code.co_argcount]
+        defaults = function.__defaults__ or ()
+        held = {("default", x): y for x, y in zip(names[::-1], defaults[::-1], strict=False)}
+        for name, value in (function.__kwdefaults__ or {}).items():
+            self.same.append((dict.get, function.__kwdefaults__, name, value))
+            held["default", name] = value
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            value = _cell(cell, name, _MISSING)
+            self.same.append((_cell, cell, name, value))
+            if value is not _MISSING and not (library and name in _LIBRARY_CACHES):
+                held["closure", name] = value
+        self.equal.append((len, vars(function), len(vars(function))))
+        for name, value in vars(function).items():
+            if name not in _VOLATILE:
+                self.same.append((dict.get, vars(function), name, value))
+                held["attribute", name] = value
+        if library:
+            about: list[object] = [_home(function), code.co_qualname]
+            # A library's decorator may act on what it wraps by its annotations.
+            self.reflective |= bool(_packages(_home(function), space.get("__file__")))
+        else:
+            body = _body(code)
+            about = [body.digest]
+            for name in (*body.names, *self.mention(body, space)):
+                about += (name, self.lookup(space, name))
+        for (kind, name), value in held.items():
+            token = self.data(value, f"{kind} {name}")
+            about += (kind, name, None if apart else token)
+            if apart:
+                self.parts[kind, "", name] = _short(token)
+        return _digest("function", marshal.dumps(about, 2))
+
+    def class_(self, cls: type[Any]) -> bytes:
+        """Hash a class: bases, metaclass and attributes, with the methods it defines."""
+        space = vars(cls)
+        self.equal.append((len, space, len(space)))
+        self.same.append((getattr, cls, "__bases__", cls.__bases__))
+        tokens = [self.token(type(cls)), *map(self.token, cls.__bases__)]
+        for name in sorted(space.keys() - _VOLATILE):
+            value = space[name]
+            self.same.append((types.MappingProxyType.get, space, name, value))
+            members = _held(value) or (value,)
+            tokens += [_text(name), _text(_type_name(type(value)))]
+            for member in members:
+                mine = isinstance(member, types.FunctionType) and _home(member) == cls.__module__
+                tokens.append(
+                    self.function(member) if mine else self.data(member, f"attribute {name}")
+                )
+        origins = (_packages(_module(x), _file(_module(x))) for x in (type(cls), *cls.__mro__))
+        if any(origins):  # a library's base may act by annotations
+            tokens.append(self.annotations(cls))
+        return _digest("class", *tokens)
+
+    def annotations(self, value: Any) -> bytes:
+        """Hash what code can read of a function or class beside running it."""
+        held = [x for x in vars(value).values() if isinstance(value, type) and type(x) in _CODE]
+        inner = [self.annotations(x) for x in held if isinstance(x, types.FunctionType)]
+        notes = getattr(value, "__annotate__", None) or vars(value).get("__annotations__")
+        if notes is None and isinstance(value, types.FunctionType):
+            notes = value.__annotations__
+        self.same.append((getattr, value, "__doc__", value.__doc__))
+        about = self.data(notes, "annotations")
+        return _digest("annotations", about, self.token(value.__doc__), *inner)
+
+    def mention(self, body: _Body, space: dict[str, Any]) -> list[str]:
+        """Follow what code names beside its globals; return the globals that its texts may name."""
+        self.names |= body.attributes
+        self.strings |= body.strings
+        self.reflective |= not body.attributes.isdisjoint(_REFLECTIVE)
+        for level, name, names in body.imports:
+            self.imported(level, name, names, space)
+        if body.attributes.isdisjoint(_BY_TEXT):
+            return []
+        if not body.attributes.isdisjoint(_WIDE):
+            self.wide = True
+            self.spaces[id(space)] = space
+            for value in [*space.values()]:
+                if isinstance(value, (types.FunctionType, type)):
+                    self.token(sys.modules.get(str(value.__module__)))
+        if not body.attributes.isdisjoint({"import_module", "__import__"}):
+            for name in sorted(
+                filter(re.compile(r"\.*[^\W\d]\w*(\.[^\W\d]\w*)*").fullmatch, body.strings)
+            ):
+                self.imported(len(name) - len(name.lstrip(".")), name.lstrip("."), (), space)
+        return sorted(_words(body.strings) & space.keys())
+
+    def imported(self, level: int, name: str, names: Iterable[str], space: dict[str, Any]) -> None:
+        """Follow an import in a function's body, without running it."""
+        if level:
+            package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
+            above = package.rsplit(".", level - 1)[0]
+            name = f"{above}.{name}" if name else above
+        for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
+            module = self.module(prefix)
+        for inner in names:
+            if module is None or inner not in vars(module):
+                self.module(f"{name}.{inner}")
+            else:
+                self.names.add(inner)
+
+    def module(self, name: str) -> types.ModuleType | None:
+        """Count a module: the loaded one, else the code that an import would run."""
+        loaded = sys.modules.get(name, _MISSING)
+        self.same.append((dict.get, sys.modules, name, loaded))
+        if isinstance(loaded, types.ModuleType):
+            self.token(loaded)
+            return loaded
+        key = ("module", "", name)
+        if key in self.parts:
+            return None
+        try:
+            spec = _find(name)
+            if spec is None:  # the import fails, as long as it cannot be found
+                self.equal.append((_find, name, None))
+                return None
+            if self.is_library(name, spec.origin):
+                return None
+            loader: Any = spec.loader
+            code = loader.get_code(name) if loader else None
+        except Exception as error:  # it does not even compile, or the loader is a strange one
+            raise _Opaque(f"module {name}") from error
+        self.parts[key] = _short(_body(code).digest) if code else ""
+        if code and spec.origin:
+            self.equal.append((_path_token, spec.origin, _path_token(spec.origin)))
+            is_package = spec.submodule_search_locations is not None
+            package = name if is_package else name.rpartition(".")[0]
+            self.mention(_body(code), {"__name__": name, "__package__": package})
+        return None
+
+    def expand(self) -> bool:
+        """Look up in the modules reached what any code mentions; tell whether that was news."""
+        before = len(self.looked)
+        for space in list(self.spaces.values()):
+            for name in sorted(self.wanted(space) & space.keys()):
+                self.lookup(space, name)
+        return len(self.looked) > before
+
+    def wanted(self, space: dict[str, Any]) -> set[str]:
+        wide = _words(self.strings).union(_callables(space)) if self.wide else ()
+        return self.names.union(wide) - _MODULE_FACTS
+
+    def finish(self) -> None:
+        """Walk all code that was reached."""
+        self.in_code = True
+        while self.queue or self.expand():
+            while self.queue:
+                key, value = self.queue.popleft()
+                try:
+                    if isinstance(value, type):
+                        token = self.class_(value)
+                    else:
+                        token = self.function(value, apart=not key[0])
+                except _Opaque as error:
+                    raise _Opaque(" ".join(filter(None, (key[0], key[2]))), *error.path) from error
+                self.parts[key] = _short(token)
+            while self.reflective and self.readable:
+                key, value = self.readable.pop()
+                self.parts["annotations", *key[1:]] = _short(self.annotations(value))
+        for space in self.spaces.values():
+            wanted = self.wanted(space)
+            found = sorted(wanted & space.keys())
+            meant = [x for name in found for x in (_text(name), self.lookup(space, name))]
+            name = self.home(str(space.get("__name__", ""))) or "of the step"
+            self.parts[self.claim(("module", "", name))] = _short(_digest("module", *meant))
+            self.equal.append((space.keys().isdisjoint, wanted - space.keys(), True))
+            if self.wide:
+                self.equal.append((_callables, space, _callables(space)))
+
+    def named(self) -> dict[str, str]:
+        """Return the parts by label, with the module where two would share one."""
+        times = Counter([(kind, name) for kind, _, name in self.parts])
+        labels: dict[str, str] = {}
+        for (kind, home, name), text in self.parts.items():
+            full = f"{home}.{name}" if home and times[kind, name] > 1 else name
+            label = f"{kind} {full}".lstrip()
+            labels[label] = f"{labels[label]} {text}" if label in labels else text
+        return labels
+
+    def changed(self) -> bool:
+        """Tell whether anything that the walk looked at is not what it was."""
+        for get, where, name, found in self.same:
+            if get(where, name, _MISSING) is not found:
+                return True
+        self.local.clear()
+        try:
+            return any(read(value) != found for read, value, found in self.equal)
+        except _Opaque:
+            return True
+
+
+def _walk_code(function: Any, memo: _Memo) -> _Walk:
+    walk = _Walk(memo)
+    walk.in_code, walk.root = True, _innermost(function)
+    is_function = isinstance(walk.root, types.FunctionType)
+    walk.own = _home(walk.root) if is_function else str(getattr(walk.root, "__module__", ""))
+    try:
+        if function is not walk.root or not isinstance(function, _CODE):
+            walk.parts["call", "", type(function).__name__] = _short(walk.data(function, "call"))
+        walk.token(walk.root)
+        walk.finish()
+    except RecursionError as error:
+        raise _Opaque("nested too deeply") from error
+    return walk
+
+
+def _code_parts(function: Callable[..., Any]) -> dict[str, str]:
+    """Name everything that decides what a function does: label -> version or digest.
+
+    It is the code object that will run that counts, with all project code it reaches, never a text.
+    Raises `_Opaque` if something that the code holds has no fingerprint.
+    """
+    return _walk_code(function, {}).named()
+
+
+def _fingerprint(value: object, paths: list[str] | None = None) -> str:
+    """Return 64 hexadecimal digits that are equal exactly for values of equal type and content.
+
+    Functions and classes of the project count with their code, installed ones by version. Raises
+    `_Opaque` for what has no content to count: a lock, a connection, an open file, a generator.
+    Adds to ``paths`` the files that count by content.
+    """
+    walk = _Walk({})
+    try:
+        token = walk.token(value)
+        walk.finish()
+    except RecursionError as error:
+        raise _Opaque("nested too deeply") from error
+    if paths is not None:
+        paths += walk.paths
+    parts = sorted(walk.parts.items())
+    return hashlib.sha256(token + marshal.dumps(parts, 2)).hexdigest()
+
+
+class _CodeMemo:
+    """The parts of many functions, looked at again rather than walked again.
+
+    Identities are compared at each call. Values that can change in place are read again, once
+    between two calls of ``begin``: each run begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._walks: dict[int, tuple[Any, _Walk, dict[str, str], str]] = {}
+        self._memo: _Memo = {}
+
+    def begin(self) -> None:
+        """Forget what was read, not what was walked."""
+        self._memo = {}
+
+    def parts(self, function: Callable[..., Any]) -> tuple[dict[str, str], str]:
+        """Return the parts, not to be changed by the caller, and a digest of them."""
+        known = self._walks.get(id(function))
+        if known is not None:
+            known[1].memo = self._memo
+            if not known[1].changed():
+                return known[2:]
+        walk = _walk_code(function, self._memo)
+        parts = walk.named()
+        digest = hashlib.sha256(marshal.dumps(sorted(parts.items()), 2)).hexdigest()
+        self._walks[id(function)] = (function, walk, parts, digest)
+        return parts, digest
+
+
+# An entry: magic (its last byte numbers the format), length of the JSON text, HMAC of both and the
+# text, JSON text, payload. Text and payload are filled up to 64 bytes, so that arrays are aligned.
+_MAGIC = b"dagkit\x00\x01"
+_PREFIX = len(_MAGIC) + 8 + 32
+_INLINE = 4 << 10  # bytes; smaller buffers stay in the pickle stream
+_MAPPED = 32 << 20  # bytes; buffers from here on are mapped, not read
+_TOUCH = 3600.0  # seconds that the recorded time of use may lag behind
+_LEFTOVER = 86400.0  # seconds after which nobody still writes a temporary file
+_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class _BadEntry(Exception):
+    """An entry cannot be used: its value has to be computed again."""
+
+
+class _Head(NamedTuple):
+    """What is known of an entry without its payload; its signature was checked."""
+
+    key: str
+    step: str
+    parts: dict[str, str]  # name -> fingerprint of all that went into the key
+    shown: dict[str, str]  # name -> text of an input, for "alpha 0.1 → 0.3"
+    fingerprint: str
+    outputs: dict[str, str]  # name -> fingerprint, of a step with outputs
+    named: dict[str, str]  # file or code that the value only names -> its fingerprint back then
+    created: float  # seconds since the epoch
+    seconds: float  # that the step took
+    # For the value, or each output: offset, lengths of the pickle stream and of each buffer, sha256
+    # of the stream, crc32 of all. Only what was signed is unpickled; the rest is raw data.
+    sections: list[tuple[int, list[int], str, int]]
+    path: str = ""
+    start: int = 0  # of the payload
+    kept: bool = True  # False: the payload was pruned, the fingerprint still counts
+
+
+def _padded(length: int) -> int:
+    return length + -length % 64
+
+
+def _read_head(path: str, secret: bytes) -> _Head:
+    import hmac
+    import json
+
+    file = os.open(path, _READ)
+    try:
+        size, data = os.fstat(file).st_size, os.read(file, _INLINE)
+        start = _PREFIX + int.from_bytes(data[8:16], "big")
+        if len(data) < start <= size:
+            data += os.read(file, start - len(data))
+    finally:
+        os.close(file)
+    if data[:8] != _MAGIC:
+        newer = data[:7] == _MAGIC[:7]
+        raise _BadEntry("it has the format of another dagkit" if newer else "it is no entry")
+    text = data[_PREFIX:start]
+    if not hmac.compare_digest(hmac.digest(secret, data[:16] + text, "sha256"), data[16:_PREFIX]):
+        raise _BadEntry("it is damaged, or another key has signed it")
+    head = _Head._make([*json.loads(text), path, start, True])
+    payload = sum(_padded(length) for _, lengths, *_ in head.sections for length in lengths)
+    if size not in (start, start + payload):
+        raise _BadEntry("it is cut short, or too long")
+    return head._replace(kept=size == start + payload)
+
+
+def _small_file(path: str) -> bytes:
+    file = os.open(path, _READ)
+    try:
+        return os.read(file, _INLINE)
+    finally:
+        os.close(file)
+
+
+def _user_secret() -> bytes:
+    """Return the key that signs this user's entries; make it if there is none, or raise OSError."""
+    import hashlib
+
+    if shared := os.environ.get("DAGKIT_KEY"):
+        return hashlib.sha256(os.fsencode(shared)).digest()
+    path = os.path.expanduser("~/.local/share/dagkit/key")
+    if not os.path.exists(path):
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        aside = f"{path}.{os.urandom(8).hex()}"
+        with open(os.open(aside, _WRITE | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.urandom(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)  # unlike a rename, the first of two writers wins
+        os.unlink(aside)
+    about, secret = os.stat(path), _small_file(path)
+    if hasattr(os, "geteuid") and (about.st_uid != os.geteuid() or about.st_mode & 0o077):
+        raise OSError(f"its key {path} is not yours alone: chmod 600 it, or delete it")
+    if len(secret) != 32:
+        raise OSError(f"its key {path} is damaged: delete it")
+    return secret
+
+
+def _named_mark(name: str) -> str:
+    """Give the fingerprint of what stands behind ``file PATH`` or ``code MODULE:NAME`` now."""
+    kind, _, what = name.partition(" ")
+    if kind == "file":
+        return _short(_path_token(what))
+    import pkgutil
+
+    return _fingerprint(pkgutil.resolve_name(what))
+
+
+def _pickled(value: Any) -> tuple[Any, list[Any], dict[str, str]]:
+    """Return the pickle stream, its buffers (not copied), and marks of what it only names.
+
+    A pickle holds a path, a class or a function of the project by name: what stands behind the name
+    counts too, or a step that uses it would not see that it has changed.
+    """
+    import io
+    import pickle
+
+    stream, buffers, marks = io.BytesIO(), list[Any](), dict[str, str]()
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, thing: Any) -> Any:
+            name = ""
+            if isinstance(thing, type | FunctionType):
+                module = str(thing.__module__)
+                if _packages(module, _file(module)) is None:
+                    name = f"code {module}:{thing.__qualname__}"
+            elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
+                name = f"file {thing}"
+            if name:
+                marks[name] = _named_mark(name)
+            return NotImplemented
+
+    def aside(buffer: Any) -> bool:
+        view = buffer.raw()
+        if view.nbytes < _INLINE:
+            return True
+        buffers.append(view)
+        return False
+
+    Pickler(stream, 5, buffer_callback=aside).dump(value)
+    return stream.getbuffer(), buffers, marks
+
+
+class Store:
+    """A folder of results: one signed and checked file an entry, shared by many processes.
+
+    Whatever is wrong with it leads to one warning and a value computed once more, never to an
+    exception or a wrong value. Nothing is unpickled that this user's key has not signed.
+
+    Parameters
+    ----------
+    path : path, optional
+        The folder; default ``$DAGKIT_STORE`` or ``.dagkit``. Made when the first value is kept.
+
+    Examples
+    --------
+    >>> Store("/nowhere")
+    Store('/nowhere')
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        path = path or os.environ.get("DAGKIT_STORE") or ".dagkit"
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self._secret = b""  # empty until the folder was found fit for use
+        self._said: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Store({self.path!r})"
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.path,)  # never the secret
+
+    def size(self) -> int:
+        """Return the bytes that all entries take on disk.
+
+        Examples
+        --------
+        >>> Store("/nowhere").size()
+        0
+        """
+        return sum(size for _, size, _ in self._files("entries"))
+
+    def clear(self, step: str | None = None) -> int:
+        """Remove the entries of a step, or of all; return how many there were.
+
+        Examples
+        --------
+        >>> Store("/nowhere").clear()
+        0
+        """
+        count = 0
+        for _, _, path in [*self._files("entries"), *self._files("newest")]:
+            with contextlib.suppress(OSError, _BadEntry):
+                newest = os.path.dirname(path).endswith("newest")
+                mine = path == self._pointer(step or "") if newest else None
+                if step is None or mine or (mine is None and self._step_of(path) == step):
+                    os.unlink(path)
+                    count += not newest
+        return count
+
+    def prune(
+        self, *, max_bytes: int | None = None, older_than: timedelta | float | None = None
+    ) -> int:
+        """Drop payloads, least recently used first; return the bytes set free.
+
+        Heads stay, so that what depends on a dropped value is still reused. Who has a value open
+        keeps it. Leftovers of killed processes go.
+
+        Parameters
+        ----------
+        max_bytes : int, optional
+            Drop until the store takes at most this; default no limit.
+        older_than : timedelta or float, optional
+            Drop what was not loaded for so long (a number: seconds), to the hour; default none.
+
+        Examples
+        --------
+        >>> Store("/nowhere").prune(max_bytes=0)
+        0
+        """
+        now, freed = time.time(), 0
+        for used, _, path in [*self._files("tmp")]:
+            if used < now - _LEFTOVER:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+        age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+        files = sorted(self._files("entries"))
+        excess = sum(size for _, size, _ in files) - max_bytes if max_bytes is not None else 0
+        for used, size, path in files:
+            if freed < excess or (age is not None and used < now - age):
+                try:
+                    start = _read_head(path, self._secret).start
+                    with open(path, "rb") as file:
+                        text = file.read(start)
+                    # Others that have the old file open, or mapped, keep it.
+                    self._write(path, [text], used)
+                    freed += size - start
+                except _BadEntry:
+                    os.unlink(path)  # nobody will ever read it
+                    freed += size
+                except OSError:
+                    continue  # another process was faster
+        return freed
+
+    def _files(self, folder: str) -> Iterator[tuple[float, int, str]]:
+        """Yield (time of use, bytes, path) of our own files; what others put there is not seen."""
+        if not (self._ready() and self._marked()):
+            return
+        for top, _, names in os.walk(os.path.join(self.path, folder)):
+            for name in names:
+                path = os.path.join(top, name)
+                if len(name) == 64 and set(name) <= set("0123456789abcdef"):
+                    with contextlib.suppress(OSError):
+                        about = os.lstat(path)
+                        if stat.S_ISREG(about.st_mode):
+                            yield about.st_mtime, about.st_size, path
+
+    # --- the folder
+
+    def _ready(self, *, make: bool = False) -> bool:
+        """Say whether the folder is fit for use; a warning says what to do if not."""
+        if not self._secret:
+            try:
+                self._secret = self._checked(make)
+            except OSError as error:
+                self._say("folder", f"the store {self.path} is not used: {error}")
+        return bool(self._secret)
+
+    def _checked(self, make: bool) -> bytes:
+        if not os.path.isdir(self.path):
+            if not make:
+                return b""
+            self._furnish()
+        about, names = os.stat(self.path), os.listdir(self.path)
+        if hasattr(os, "geteuid"):
+            if about.st_uid != os.geteuid():
+                raise OSError(f"it belongs to user {about.st_uid}; choose another: DAGKIT_STORE")
+            if about.st_mode & 0o022 and names:
+                raise OSError(f"others can write to it; if you trust it: chmod 700 {self.path}")
+        if names and not self._marked():
+            raise OSError("it holds other files; choose a new or an empty folder")
+        secret = _user_secret()
+        if make:
+            self._furnish()
+        return secret
+
+    def _furnish(self) -> None:
+        for folder in ("", "tmp", "entries", "locks", "newest"):
+            os.makedirs(os.path.join(self.path, folder), 0o700, exist_ok=True)
+        if not self._marked():
+            os.chmod(self.path, 0o700)  # it may be an empty one that the user made
+            for name, text in ((".gitignore", b"*\n"), ("CACHEDIR.TAG", _TAG)):
+                self._write(os.path.join(self.path, name), [text])
+
+    def _marked(self) -> bool:
+        with contextlib.suppress(OSError):
+            return _small_file(os.path.join(self.path, "CACHEDIR.TAG")) == _TAG
+        return False
+
+    def _say(self, about: str, text: str) -> None:
+        """Warn, once for each thing, at the user's line."""
+        if about not in self._said:
+            self._said.add(about)
+            _warn(text)
+
+    def _write(self, path: str, pieces: Iterable[Any], used: float | None = None) -> None:
+        """Write a file that appears under its name when it is complete, or never."""
+        aside = os.path.join(self.path, "tmp", os.urandom(32).hex())
+        try:
+            with open(os.open(aside, _WRITE | os.O_EXCL, 0o600), "wb") as file:
+                file.writelines(pieces)
+            if used is not None:
+                os.utime(aside, (used, used))
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+
+    def _entry(self, key: str) -> str:
+        return f"{self.path}/entries/{key[:2]}/{key}"
+
+    def _pointer(self, step: str) -> str:
+        import hashlib
+
+        return f"{self.path}/newest/{hashlib.sha256(step.encode()).hexdigest()}"
+
+    def _step_of(self, path: str) -> str:
+        return _read_head(path, self._secret).step
+
+    # --- entries
+
+    def _head(self, key: str) -> _Head | None:
+        """Return the checked head of an entry; None is a miss."""
+        if not self._ready():
+            return None
+        path = self._entry(key)
+        try:
+            head = _read_head(path, self._secret)
+            if head.key == key:
+                return head
+            raise _BadEntry("it is the entry of another key")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, _BadEntry) as error:
+            self._say(path, f"the entry {path} is not used, its step runs again: {error}")
+            return None
+
+    def _newest(self, step: str) -> _Head | None:
+        """Return the head of a step that was stored last, as far as that is known."""
+        with contextlib.suppress(OSError, ValueError, _BadEntry):
+            if self._ready():
+                return _read_head(
+                    self._entry(_small_file(self._pointer(step)).decode()), self._secret
+                )
+        return None
+
+    def _load(self, head: _Head, part: str = "") -> Any:
+        """Return a value of its own from an entry, or one output of it; or raise _BadEntry."""
+        import pickle
+
+        if head.outputs and not part:
+            return tuple([self._load(head, name) for name in head.outputs])
+        try:
+            if not head.kept:
+                raise _BadEntry("its payload was pruned")
+            number = list(head.outputs).index(part) if part else 0
+            stream, buffers = self._payload(head, *head.sections[number])
+            return pickle.loads(stream, buffers=buffers)
+        except Exception as error:
+            # Whatever it is (a class of the value that is gone raises what it likes), the value can
+            # be computed again.
+            if head.kept:
+                why = f"{type(error).__name__}: {error}"
+                self._say(
+                    head.path, f"the entry {head.path} is not used, its step runs again: {why}"
+                )
+            raise _BadEntry(str(error)) from error
+
+    def _payload(
+        self, head: _Head, offset: int, lengths: list[int], stream_hash: str, checksum: int
+    ) -> tuple[Any, list[memoryview]]:
+        """Read and check a pickle stream and its buffers, which are writable and of no file."""
+        import hashlib
+        import mmap
+        import zlib
+
+        span = sum(map(_padded, lengths))
+        with open(os.open(head.path, _READ), "rb", buffering=0) as file:
+            about = os.fstat(file.fileno())
+            if span >= _MAPPED:
+                # Pages are private and come as they are touched; the file never changes.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                data = memoryview(mapped)[head.start + offset :][:span]
+            else:
+                data = memoryview(bytearray(span))
+                file.seek(head.start + offset)
+                if file.readinto(data) != span:
+                    raise _BadEntry("it was cut short")
+        stream = bytes(data[: lengths[0]])  # what is checked is what is unpickled
+        if hashlib.sha256(stream).hexdigest() != stream_hash or zlib.crc32(data) != checksum:
+            raise _BadEntry("its payload is damaged")
+        if about.st_mtime < time.time() - _TOUCH:
+            with contextlib.suppress(OSError):
+                os.utime(head.path)
+        buffers, at = [], 0
+        for length in lengths:
+            buffers.append(data[at : at + length])
+            at += _padded(length)
+        return stream, buffers[1:]
+
+    def _save(self, head: _Head, value: Any) -> _Head | None:
+        """Keep a value under a head that lacks only what is known of the payload.
+
+        Returns the full head, or None after a warning if the value cannot be kept.
+        """
+        import hashlib
+        import hmac
+        import json
+        import zlib
+
+        if not self._ready(make=True):
+            return None
+        payload: list[Any] = []
+        sections: list[tuple[int, list[int], str, int]] = []
+        prints: list[str] = []
+        offset = 0
+        try:
+            for part in value if head.outputs else (value,):
+                stream, buffers, marks = _pickled(part)
+                head.named.update(marks)
+                lengths, checksum, digest = [], 0, hashlib.sha256(repr(marks).encode())
+                for piece in (stream, *buffers):
+                    lengths.append(piece.nbytes)
+                    filled = (piece, bytes(_padded(piece.nbytes) - piece.nbytes))
+                    payload += filled
+                    digest.update(piece)
+                    for data in filled:
+                        checksum = zlib.crc32(data, checksum)
+                sections.append((offset, lengths, hashlib.sha256(stream).hexdigest(), checksum))
+                prints.append(hashlib.sha256(f"{lengths}{digest.hexdigest()}".encode()).hexdigest())
+                offset += sum(map(_padded, lengths))
+        except Exception as error:
+            # Pickling runs code of the value's classes, which may raise anything.
+            why = f"{type(error).__name__}: {error}"
+            self._say(
+                f"save {head.step}", f"the result of step '{head.step}' cannot be kept: {why}"
+            )
+            return None
+        whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
+        path = self._entry(head.key)
+        head = head._replace(
+            fingerprint=whole,
+            outputs=dict(zip(head.outputs, prints, strict=False)),
+            created=time.time(),
+            sections=sections,
+            path=path,
+        )
+        text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":")).encode()
+        text += b" " * (-(_PREFIX + len(text)) % 64)
+        top = _MAGIC + len(text).to_bytes(8, "big")
+        sealed = top + hmac.digest(self._secret, top + text, "sha256") + text
+        try:
+            self._furnish()  # the folder may have vanished
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            self._write(path, [sealed, *payload])
+            self._write(self._pointer(head.step), [head.key.encode()])
+        except OSError as error:
+            self._say("save", f"results cannot be kept in {self.path}: {error}")
+            return None
+        self._said.discard(path)
+        return head._replace(start=len(sealed))
+
+    # --- once only
+
+    def _lock(self, key: str) -> int | None:
+        """Return a handle on the lock of a key, None if somebody else has it, -1 if there is none.
+
+        The kernel frees the lock of a process that dies. Without locks (on NFS, on Windows) a value
+        may be computed twice, with the same result.
+        """
+        if fcntl is None or not self._ready(make=True):
+            return -1
+        path = f"{self.path}/locks/{key}"
+        try:
+            while True:
+                file = os.open(path, _WRITE, 0o600)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # Its last holder may have unlinked it between the two calls.
+                    if os.path.samestat(os.fstat(file), os.stat(path)):
+                        return file
+                except BlockingIOError:
+                    os.close(file)
+                    return None
+                except FileNotFoundError:
+                    pass
+                os.close(file)
+        except OSError:
+            return -1
+
+    def _unlock(self, key: str, file: int | None) -> None:
+        if file is not None and file >= 0:
+            # Unlinked first: a forked child that has inherited the handle locks out nobody.
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.path}/locks/{key}")
+            os.close(file)
+
+
+########################################################################################
+### Plan
+########################################################################################
+
+
+class _Stored(NamedTuple):
+    """A value that lies in a store, or one output of it."""
+
+    store: Store
+    head: _Head
+    part: str = ""
+
+    def load(self) -> Any:
+        """Return a value of one's own; raises ``_BadEntry``."""
+        return self.store._load(self.head, self.part)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.head.outputs[self.part] if self.part else self.head.fingerprint
+
+
+class _Ticket(NamedTuple):
+    """What the result of a cached step is kept under, and why it has to be computed."""
+
+    key: str
+    parts: Mapping[str, str]
+    shown: Mapping[str, str]
+    reason: str = ""
+    files: Mapping[str, str] = MappingProxyType({})  # that its inputs name, as they were before
+
+
+class _StepPlan(NamedTuple):
+    """What a run would do with one step."""
+
+    name: str
+    status: Literal["fresh", "stale", "new"]
+    reason: str
+    seconds: float | None = None  # that reusing it saves
+
+
+class _Reuse:
+    """Tells, during one run or plan, which step can be reused, and why another cannot.
+
+    ``distrusted`` holds the keys of entries whose payload has proved bad.
+    """
+
+    def __init__(self, store: Store, codes: _CodeMemo, order: _Order) -> None:
+        self.store, self.order = store, order
+        self.distrusted: set[str] = set()
+        self.made: dict[str, tuple[dict[str, str], str] | _Opaque] = {}
+        codes.begin()
+        # All at once, before a step runs: it may import, or change a constant.
+        for step in order.steps:
+            if step.cache:
+                try:
+                    self.made[step.name] = codes.parts(step.function)
+                except _Opaque as culprit:
+                    self.made[step.name] = culprit
+
+    def code(self, step: Step) -> tuple[dict[str, str], str]:
+        """Return the parts of a step's code, its version among them; raises ``_Opaque``."""
+        made = self.made[step.name]
+        if isinstance(made, _Opaque):
+            raise made
+        if step.version is None:
+            return made
+        version = _fingerprint(step.version)
+        return {**made[0], "version": version}, made[1] + version
+
+    def ticket(self, step: Step, prints: Mapping[str, str], values: Mapping[str, Any]) -> _Ticket:
+        """Make the key of a step from its code and the fingerprints of what it takes.
+
+        Raises ``_Opaque`` for code that cannot be fingerprinted.
+        """
+        parts, digest = self.code(step)
+        text = [_MAGIC.hex(), *map(str, sys.version_info[:2]), step.name, digest]
+        text += [f"{name}={prints[name]}" for name in step.needs]
+        text += [f"{a}={n}" for a, n in step._keywords] + [*step._takes, *step.outputs]
+        key = hashlib.sha256("\n".join(text).encode()).hexdigest()
+        inputs = {f"input {name}": prints[name] for name in step.needs}
+        shown = {n: _brief(values[n]) for n in step.needs if type(values.get(n)) in _SCALARS}
+        return _Ticket(key, {**parts, **inputs}, shown)
+
+    def find(self, step: Step, ticket: _Ticket) -> _Head | str:
+        """Return the entry of a ticket if it can be used, or else the reason why not."""
+        head = None
+        if ticket.key not in self.distrusted:
+            head = self.store._head(ticket.key)
+        if head is None:
+            return self.why(step, ticket.parts, ticket.shown)
+        age = timedelta(seconds=time.time() - head.created)
+        if isinstance(step.cache, timedelta) and age > step.cache:
+            return "expired"
+        if not head.kept and not {step.name, *step.outputs}.isdisjoint(self.order.targets):
+            return "payload pruned"
+        for name, mark in head.named.items():
+            try:
+                if _named_mark(name) != mark:
+                    return f"{name} changed"
+            except (_Opaque, ImportError, AttributeError, ValueError):
+                return f"{name} is gone"
+        return head
+
+    def why(
+        self, step: Step, parts: Mapping[str, str], shown: Mapping[str, str], after: str = ""
+    ) -> str:
+        """Compare with the newest entry of the step, and say what is not as it was."""
+        newest = self.store._newest(step.name)
+        if newest is None:
+            return "never ran"
+        old, makers = newest.parts, {value: s for s in self.order.steps for value in s.values}
+        known = {name for name in {**old, **parts} if not (after and name.startswith("input "))}
+        changed = sorted(name for name in known if old.get(name) != parts.get(name))
+        code = [n for n in changed if n.partition(" ")[0] not in ("input", "package", "version")]
+        if code:
+            # What a module binds changes with what is bound, which says more.
+            code.sort(key=lambda name: name.startswith("module "))
+            return f"code changed: {', '.join(code[:3])}" + ", …" * (len(code) > 3)
+        if "version" in changed:
+            return "version changed"
+        packages = [name for name in changed if name.startswith("package ")]
+        inputs = [name.removeprefix("input ") for name in changed if name.startswith("input ")]
+        for name in inputs:
+            if name not in makers or name in self.order.given:
+                was, now = newest.shown.get(name), shown.get(name)
+                return f"input {name}" + (f" {was} → {now}" if was and now else " changed")
+        for name in packages:
+            return f"{name} {old.get(name, 'none')} → {parts.get(name, 'none')}"
+        if after or inputs:
+            return f"after {after or makers[inputs[0]].name}"
+        return "unreadable entry"
+
+
+class Plan(Mapping[str, _StepPlan]):
+    """What a run would do, step by step, and why; nothing is run and no value loaded.
+
+    ``Pipeline.plan`` makes it. A mapping of step name -> ``name``, ``status``, ``reason``, in the
+    order in which the steps would run. ``fresh``: a stored result fits and will be reused.
+    ``stale``: something changed, or may have; it runs if so. ``new``: nothing is stored; it runs.
+
+    Examples
+    --------
+    >>> plan = Pipeline({"more": lambda x: x + 1}).plan(x=1)
+    >>> plan["more"].status, plan["more"].reason
+    ('new', 'not cached')
+    """
+
+    def __init__(self, title: str, steps: Mapping[str, _StepPlan]) -> None:
+        self._title, self._steps = title, steps
+
+    def __getitem__(self, name: str) -> _StepPlan:
+        if name not in self._steps:
+            raise NoValueError(f"'{name}' is no step of this plan\n{_hint([name], self._steps)}")
+        return self._steps[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __repr__(self) -> str:
+        return f"<Plan of '{self._title}': {self._counts()}>"
+
+    def __str__(self) -> str:
+        rows = [(s.name, f"{_GLYPHS[s.status]} {s.status}", s.reason) for s in self.values()]
+        widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
+        lines = [
+            "  " + "   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
+        return "\n".join([f"{self._title} · {self._counts()}", *map(str.rstrip, lines)])
+
+    def _counts(self) -> str:
+        counts = Counter[str](step.status for step in self.values())
+        return ", ".join(f"{counts[s]} {s}" for s in _GLYPHS if s in counts) or "no steps"
+
+
+_GLYPHS = {"fresh": "✓", "stale": "↻", "new": "○"}
+
+
+def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]:
+    """Decide for each step of an order, from heads alone, what a run would do with it."""
+    plan: dict[str, _StepPlan] = {}
+    prints: dict[str, str] = {}
+    makers = {value: step.name for step in reuse.order.steps for value in step.values}
+    for step in reuse.order.steps:
+        try:
+            for name in step.needs:
+                if name in values and name not in prints:
+                    prints[name] = _fingerprint(values[name])
+            after = next((makers[name] for name in step.needs if name not in prints), "")
+            if not step.cache:
+                found: _Head | str = "not cached"
+            elif after:
+                found = reuse.why(step, reuse.code(step)[0], {}, after)
+            else:
+                found = reuse.find(step, reuse.ticket(step, prints, values))
+        except _Opaque as culprit:
+            found = f"no fingerprint: {' -> '.join(culprit.path)}"
+        if isinstance(found, str):
+            new = found in ("never ran", "not cached")
+            plan[step.name] = _StepPlan(step.name, "new" if new else "stale", found)
+        else:
+            plan[step.name] = _StepPlan(step.name, "fresh", "", found.seconds)
+            prints.update({step.name: found.fingerprint, **found.outputs})
+    return plan
+
+
+########################################################################################
 ### Run record
 ########################################################################################
 
-_Status = Literal["ran", "failed", "skipped"]
+_Status = Literal["ran", "cached", "failed", "skipped"]
 
 
 class _StepRun(NamedTuple):
@@ -845,9 +2439,11 @@ class _StepRun(NamedTuple):
     name: str
     status: _Status
     seconds: float = 0.0  # of the last try, without the waiting between tries
-    reason: str = ""  # why it was skipped
+    reason: str = ""  # why it ran although it is cached, or why it was skipped
     attempts: int = 1
     error: BaseException | None = None
+    saved: float = 0.0  # seconds that reusing it saved
+    fingerprint: str = ""  # of the value of a cached step
 
 
 class _Outcome(NamedTuple):
@@ -891,16 +2487,24 @@ class Run(Mapping[str, Any]):
         values: Mapping[str, Any],
         outcome: _Outcome,
         started: float,
+        again: Callable[[_Stored, str], Any],
     ) -> None:
         self.inputs = dict(inputs)
-        self._title, self._values, self._outcome = title, values, outcome
-        self._started = started
+        self._title, self._values, self._outcome = title, dict(values), outcome
+        self._started, self._again = started, again
 
     def __getitem__(self, name: str) -> Any:
         if name in self._values:
-            return self._values[name]
+            value = self._values[name]
+            if isinstance(value, _Stored):  # loaded when it is first asked for
+                try:
+                    value = value.load()
+                except _BadEntry:
+                    value = self._again(value, name)
+                self._values[name] = value
+            return value
         step = self.steps.get(name)
-        if step is None:
+        if step is None or step.status in ("ran", "cached"):
             why = f"'{name}' was no target of this run\n{_hint([name], self._values)}"
         else:
             why = f"step '{name}' {step.status if step.status != 'skipped' else 'was skipped'}"
@@ -1037,16 +2641,25 @@ class _EventLoopThread:
             self._thread.join()
 
 
+class _Retry(Exception):
+    """A payload has proved bad after its fingerprint was used: the run begins again without it."""
+
+
+# Whether this thread is inside a step. A pipeline that a step runs never waits for a lock, since
+# who holds it may be waiting for this step.
+_inside: ContextVar[bool] = ContextVar("dagkit_inside", default=False)
+
+
 class _Loop:
-    """The ready/done loop: runs steps that may wait, overlap, be tried again, skip or fail.
+    """The ready/done loop: runs steps that may wait, overlap, be tried again, be reused or fail.
 
     Each step goes waiting -> ready -> running -> done. ``ready`` is a heap by place in the order;
     ``later`` a heap by time of what is to be tried again; ``done`` the queue into which futures
     put themselves. The thread that called ``run()`` does all the rest.
     """
 
-    def __init__(self, order: _Order, values: dict[str, Any], start: int, keep_going: bool) -> None:
-        self.order, self.values, self.keep_going = order, values, keep_going
+    def __init__(self, order: _Order, values: dict[str, Any], start: int, policy: _Policy) -> None:
+        self.order, self.values, self.policy = order, values, policy
         self.todo = order.steps[start:]
         self.steps: dict[str, _StepRun] = {}
         self.place = {step.name: i for i, step in enumerate(order.steps)}
@@ -1055,11 +2668,15 @@ class _Loop:
         self.running = 0
         self.ready: list[tuple[bool, int]] = []
         self.later: list[tuple[float, int]] = []  # when, place
-        self.attempts: dict[str, int] = {}
+        self.attempts: Counter[str] = Counter()
+        self.tickets: dict[str, _Ticket] = {}
+        self.locks: dict[str, tuple[str, int]] = {}
+        # Of values in memory, until a step may have changed them: with the files that they name.
+        self.prints: dict[str, tuple[str, list[str]]] = {}
         self.done: queue.SimpleQueue[tuple[Step, float, Future[Any]]] = queue.SimpleQueue()
         self.background = _EventLoopThread()
-        # How many steps, and targets, still need each value.
-        self.uses = Counter(order.targets)
+        # How many steps, and targets, still need each value; inputs stay with the run.
+        self.uses = Counter([*order.targets, *values])
         self.waiting: dict[str, int] = {}
         self.dependents: dict[str, list[Step]] = {}
         for step in self.todo:
@@ -1083,6 +2700,8 @@ class _Loop:
                 self.turn()
         finally:
             self.background.close()
+            for name in [*self.locks]:
+                self.unlock(name)
         failure, self.failure = self.failure, None
         try:
             if failure is not None:
@@ -1117,29 +2736,104 @@ class _Loop:
         # Coroutines first: they hold nobody up, and overlap with all that follows.
         heapq.heappush(self.ready, (not step._is_async, self.place[step.name]))
 
+    def push_later(self, step: Step, seconds: float) -> None:
+        heapq.heappush(self.later, (_clock() + seconds, self.place[step.name]))
+
     def start(self, step: Step) -> None:
-        values, defaults = self.values, step._defaults
-        lacking = [name for name in step.needs if name not in values]
+        """Skip, reuse or call a step that is ready."""
+        defaults = step._defaults
+        lacking = [name for name in step.needs if name not in self.values]
         for name in lacking:
             if name not in defaults:
                 self.finish(_StepRun(step.name, "skipped", reason=f"needs {self.makers[name]}"))
                 return
         # An argument whose step was skipped or failed takes its default.
-        found = {name: defaults[name] for name in lacking}
-        takes = [found[n] if n in found else values[n] for n in step._takes]
-        keywords = {a: found[n] if n in found else values[n] for a, n in step._keywords}
-        self.attempts[step.name] = self.attempts.get(step.name, 0) + 1
-        began = _clock()
-        value, error = None, None
+        values = {n: defaults[n] if n in lacking else self.values[n] for n in step.needs}
+        if step.cache and not self.attempts[step.name] and self.reused(step, values):
+            return
+        self.call(step, values)
+
+    def call(self, step: Step, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, _Stored):
+                # A load for each: a step that changes its argument in place harms nobody, and the
+                # first run gives what the second one will.
+                try:
+                    values[name] = value.load()
+                except _BadEntry:
+                    self.policy.reuse.distrusted.add(value.head.key)
+                    raise _Retry from None
+            elif step.name in self.tickets and self.uses[name] > 1:
+                values[name] = _private_copy(value)
+        self.attempts[step.name] += 1
+        self.prints.clear()
+        before = _marks(values) if self.policy.strict else {}
+        began, result, error = _clock(), None, None
+        token = _inside.set(True) if self.locks else None
         try:
-            value = step.function(*takes, **keywords)
+            # Unlike a list of arguments, map() holds no value longer than the call.
+            result = step.function(
+                *map(values.__getitem__, step._takes), **{a: values[n] for a, n in step._keywords}
+            )
         except Exception as raised:
             error = raised
-        del takes, keywords
-        try:
-            self.receive(step, began, value, error)
         finally:
-            del error, value  # for the same reason
+            if token is not None:
+                _inside.reset(token)
+        if before and error is None:
+            after = _marks(values)
+            changed = next((name for name in before if after.get(name) != before[name]), None)
+            error = _mutation_error(step, changed) if changed else None
+        values.clear()
+        try:
+            self.receive(step, began, result, error)
+        finally:
+            del error, result  # for the same reason
+
+    def fingerprint(self, name: str, value: Any) -> tuple[str, list[str]]:
+        """Give the fingerprint of a value, and the files it names; raises ``_Opaque``."""
+        if isinstance(value, _Stored):
+            return value.fingerprint, []
+        if name not in self.values:  # a default in the place of a value that was skipped
+            return _fingerprint(value), []
+        if name not in self.prints:
+            paths: list[str] = []
+            self.prints[name] = _fingerprint(value, paths), paths
+        return self.prints[name]
+
+    def reused(self, step: Step, values: Mapping[str, Any]) -> bool:
+        """Look a cached step up; True if that settles it for now: a hit, or somebody else runs it."""
+        reuse, name = self.policy.reuse, step.name
+        try:
+            marks = {name: self.fingerprint(name, value) for name, value in values.items()}
+            ticket = reuse.ticket(step, {n: mark for n, (mark, _) in marks.items()}, values)
+        except _Opaque as culprit:
+            why = f"no fingerprint: {' -> '.join(culprit.path)}"
+            self.tickets[name] = _Ticket("", {}, {}, why)
+            return False
+        found = reuse.find(step, ticket)
+        if isinstance(found, str) and not _inside.get():
+            lock = reuse.store._lock(ticket.key)
+            if lock is None:  # somebody else is computing it
+                self.push_later(step, 0.02)
+                return True
+            self.locks[name] = ticket.key, lock
+            found = reuse.find(step, ticket)
+        if isinstance(found, str):
+            paths = [path for _, found_paths in marks.values() for path in found_paths]
+            files = {path: _named_mark(f"file {path}") for path in paths}
+            self.tickets[name] = ticket._replace(reason=found, files=files)
+            return False
+        self.unlock(name)
+        self.keep(step, {part: _Stored(reuse.store, found, part) for part in found.outputs})
+        self.keep(step, {name: _Stored(reuse.store, found)})
+        mark, saved = found.fingerprint, found.seconds
+        self.finish(_StepRun(name, "cached", saved=saved, fingerprint=mark))
+        return True
+
+    def unlock(self, name: str) -> None:
+        if name in self.locks:
+            self.policy.reuse.store._unlock(*self.locks.pop(name))
 
     def receive(self, step: Step, began: float, value: Any, error: Exception | None) -> None:
         """Take what a step's function returned or raised."""
@@ -1148,55 +2842,116 @@ class _Loop:
             self.running += 1
             future.add_done_callback(lambda done: self.done.put((step, began, done)))
             return
-        seconds = _clock() - began
-        attempts = self.attempts[step.name]
+        seconds, name, attempts = _clock() - began, step.name, self.attempts[step.name]
         if error is None:
             try:
                 made = _named_values(step, value)
             except ResultError as wrong:
                 error = wrong
             else:
-                given, uses = self.order.given, self.uses
-                self.values.update((n, v) for n, v in made.items() if uses[n] and n not in given)
-                self.finish(_StepRun(step.name, "ran", seconds, attempts=attempts))
+                ticket = self.tickets.get(name)
+                mark = self.store(step, ticket, made, seconds) if ticket and ticket.key else ""
+                self.keep(step, made)
+                reason = ticket.reason if ticket else ""
+                self.finish(_StepRun(name, "ran", seconds, reason, attempts, fingerprint=mark))
                 return
         if isinstance(error, Skip):
-            self.finish(_StepRun(step.name, "skipped", seconds, str(error), attempts))
-        elif attempts <= step.retries and not isinstance(error, ResultError):
-            wait = step.retry_delay * step.retry_backoff ** (attempts - 1)
-            heapq.heappush(self.later, (_clock() + wait, self.place[step.name]))
+            self.finish(_StepRun(name, "skipped", seconds, str(error), attempts))
+        elif attempts <= step.retries and not isinstance(error, ResultError | MutationError):
+            self.push_later(step, step.retry_delay * step.retry_backoff ** (attempts - 1))
         else:
             _add_note(error, step, self.values)
-            if not self.keep_going and self.failure is None:
+            if not self.policy.keep_going and self.failure is None:
                 self.failure = error
-            self.finish(_StepRun(step.name, "failed", seconds, "", attempts, error))
+            self.finish(_StepRun(name, "failed", seconds, "", attempts, error))
+
+    def store(self, step: Step, ticket: _Ticket, made: dict[str, Any], seconds: float) -> str:
+        """Keep the values of a step; in ``made`` they become loads from the store."""
+        reuse, outputs = self.policy.reuse, dict.fromkeys(step.outputs, "")
+        if any(_named_mark(f"file {path}") != mark for path, mark in ticket.files.items()):
+            return ""  # it changed while the step read it: who knows which of the two it saw
+        head = _Head(ticket.key, step.name, dict(ticket.parts), dict(ticket.shown), "", outputs,
+                     {}, 0.0, seconds, [])  # fmt: skip
+        value = [made[part] for part in outputs] if outputs else made[step.name]
+        kept = reuse.store._save(head, value)
+        if kept is None:
+            return ""
+        made.update({part: _Stored(reuse.store, kept, part) for part in outputs})
+        made[step.name] = _Stored(reuse.store, kept)
+        return kept.fingerprint
+
+    def keep(self, step: Step, made: Mapping[str, Any]) -> None:
+        for name, value in made.items():
+            if self.uses[name] and name not in self.order.given:
+                self.values[name] = value
 
     def finish(self, result: _StepRun) -> None:
         """Record a step that is over, free what it needed, and make ready what waited for it."""
         self.steps[result.name] = result
+        self.unlock(result.name)
         for name in self.order.steps[self.place[result.name]].needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
+                self.prints.pop(name, None)
         for step in self.dependents.get(result.name, ()):
             self.waiting[step.name] -= 1
             if self.waiting[step.name] == 0:
                 self.push(step)
 
 
-def _execute(order: _Order, values: dict[str, Any], keep_going: bool) -> _Outcome:
+def _marks(values: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprint what can be fingerprinted."""
+    marks = {}
+    for name, value in values.items():
+        with contextlib.suppress(_Opaque):
+            marks[name] = _fingerprint(value)
+    return marks
+
+
+def _mutation_error(step: Step, name: str) -> MutationError:
+    return MutationError(
+        f"step '{step.name}' changed its argument '{name}' in place\n  {step.definition}\n"
+        "  change a copy and return that",
+        step=step.name,
+        name=name,
+    )
+
+
+def _private_copy(value: Any) -> Any:
+    """Copy a value that others need too, so that what a cached step does to it stays unseen.
+
+    Else a first run, in which the step runs, would differ from a second one, in which it does not.
+    """
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value  # what cannot be copied is shared, as it is between steps that are not cached
+
+
+class _Policy(NamedTuple):
+    """How a pipeline runs its steps."""
+
+    keep_going: bool
+    strict: bool
+    reuse: _Reuse
+
+
+def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome:
     """Run the steps of an order; leaves in ``values`` those of the targets, and what was given.
 
     Steps run in a plain loop, whose cost is next to nothing, until one does something that takes
-    more: raises, skips, or returns a coroutine. From there on the ready/done loop goes on.
+    more: raises, skips, returns a coroutine. From there on the ready/done loop goes on, which also
+    runs all orders in which a step is cached.
     """
     ends = [_clock()]
     ended = ends.append
     get = values.__getitem__
     given = order.given
     first: tuple[float, Any, Exception | None] | None = None
+    plain = order.calls if order.plain and not policy.strict else ()
     try:
-        for name, function, takes, keywords, outputs, drops in order.calls if order.plain else ():
+        for name, function, takes, keywords, outputs, drops in plain:
             if keywords:
                 value = function(*map(get, takes), **{a: values[n] for a, n in keywords})
             else:
@@ -1219,13 +2974,18 @@ def _execute(order: _Order, values: dict[str, Any], keep_going: bool) -> _Outcom
         first = (ends[-1], None, error)
     done = len(ends) - 1
     others: dict[str, _StepRun] = {}
-    if done < len(order.steps):
-        loop = _Loop(order, values, done, keep_going)
+    inputs = dict(values)
+    while done + len(others) < len(order.steps):
+        loop = _Loop(order, values, done, policy)
         try:
             loop.run(first)
+            others = loop.steps
+            break
+        except _Retry:
+            values.clear()
+            values.update(inputs)
         finally:
-            del first
-        others = loop.steps
+            first = None
     return _Outcome(order, ends, others, _clock() - ends[0])
 
 
@@ -1246,8 +3006,12 @@ class Pipeline:
         ``Step`` objects, other pipelines, and iterables of these. Of a module or mapping: all that
         ``@step`` has marked, or, if it has marked nothing, all (public) functions. Modules,
         mappings and pipelines are followed: a step that is defined anew is used by the next run.
+    store : Store or path, optional
+        Where results of cached steps are kept; default ``$DAGKIT_STORE`` or the folder ``.dagkit``.
     on_error : {"raise", "continue"}
         What a step's exception does: end the run, or only keep what needs that step from running.
+    strict : bool
+        Whether a step that changes an argument in place fails; costs two fingerprints of each.
 
     Raises
     ------
@@ -1269,11 +3033,19 @@ class Pipeline:
     1.67
     """
 
-    def __init__(self, *sources: Any, on_error: Literal["raise", "continue"] = "raise") -> None:
+    def __init__(
+        self,
+        *sources: Any,
+        store: Store | str | os.PathLike[str] | None = None,
+        on_error: Literal["raise", "continue"] = "raise",
+        strict: bool = False,
+    ) -> None:
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
         self._sources = tuple(map(_settled, sources))
-        self._on_error = on_error
+        self._on_error, self._strict = on_error, strict
+        self._store = store if isinstance(store, Store) else Store(store)
+        self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
         self._inside: list[Any] = []
 
@@ -1283,7 +3055,7 @@ class Pipeline:
         functions = [entry for entry in entries if type(entry) is FunctionType]
         # A function can also change in place, as by IPython's autoreload.
         inside = [f.__code__ for f in functions] + [f.__defaults__ for f in functions]
-        if entries != self._seen or not all(map(is_, inside, self._inside)):
+        if entries != self._seen or not all(map(operator.is_, inside, self._inside)):
             self._built = _build_graph(entries)
             self._seen, self._inside = entries, inside
         return self._built
@@ -1364,6 +3136,40 @@ class Pipeline:
         >>> pipeline.run("more", x=1)["more"], pipeline.run("more", twice=10)["more"]
         (3, 11)
         """
+        return self._run(targets, inputs, set())
+
+    def plan(self, /, *targets: str, **inputs: Any) -> Plan:
+        """Tell what ``run`` would do with the same arguments, and why; runs and loads nothing.
+
+        Parameters
+        ----------
+        *targets, **inputs
+            As for :meth:`run`.
+
+        Returns
+        -------
+        Plan
+            Step name -> status and reason; ``print`` shows it as a table.
+
+        Raises
+        ------
+        UnknownNameError, MissingInputError
+            As ``run`` does.
+
+        Examples
+        --------
+        >>> plan = Pipeline({"twice": lambda x: 2 * x}).plan(x=1)
+        >>> print(plan)
+        pipeline · 1 new
+          twice   ○ new   not cached
+        """
+        order, values, _ = self._prepare(targets, inputs)
+        return Plan(self._title, _make_plan(_Reuse(self._store, self._codes, order), values))
+
+    def _prepare(
+        self, targets: tuple[str, ...], inputs: Mapping[str, Any]
+    ) -> tuple[_Order, dict[str, Any], dict[str, Any]]:
+        """Return the order of a run, the values it begins with, and the inputs among them."""
         graph = self._current()
         key = (targets, frozenset(inputs))
         order = graph.orders.get(key)
@@ -1372,16 +3178,38 @@ class Pipeline:
             if len(graph.orders) >= 32:
                 graph.orders.clear()
             graph.orders[key] = order
-        started = time.time()
         used = {**order.defaults, **inputs}
         values = dict(used)
         for name in inputs:
             step = graph.steps.get(name)
             if step is not None and step.outputs:
                 values.update({**_named_values(step, inputs[name]), **inputs})
-        outcome = _execute(order, values, self._on_error == "continue")
+        return order, values, used
+
+    def _run(self, targets: tuple[str, ...], inputs: dict[str, Any], distrusted: set[str]) -> Run:
+        order, values, used = self._prepare(targets, inputs)
+        started = time.time()
+        reuse = _Reuse(self._store, self._codes, order)
+        reuse.distrusted |= distrusted
+        policy = _Policy(self._on_error == "continue", self._strict, reuse)
+        outcome = _execute(order, values, policy)
         kept = {name: values[name] for name in order.targets if name in values}
-        return Run(self._title, used, kept, outcome, started)
+
+        def again(stored: _Stored, name: str) -> Any:
+            return self._run((name,), inputs, {*distrusted, stored.head.key})[name]
+
+        return Run(self._title, used, kept, outcome, started, again)
+
+    @property
+    def store(self) -> Store:
+        """Where results are kept: ``clear``, ``prune``, ``size``.
+
+        Examples
+        --------
+        >>> Pipeline({"more": lambda x: x + 1}, store="/nowhere").store
+        Store('/nowhere')
+        """
+        return self._store
 
     @property
     def _title(self) -> str:

@@ -103,9 +103,11 @@ def run_python(code: str, **environment: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages show places relative to the working folder."""
+def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Messages show places relative to the working folder; stores and their key are for one test."""
     monkeypatch.chdir(HERE)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGKIT_STORE", str(tmp_path / "store"))
 
 
 ########################################################################################
@@ -283,7 +285,7 @@ def test_unknown_option_error_has_the_nearest_name() -> None:
         step(retrys=2)  # type: ignore[call-overload]
     assert str(caught.value) == (
         "@step has no option 'retrys'\n"
-        "  known options: args, local, name, outputs, retries, retry_backoff, retry_delay, "
+        "  known options: args, cache, local, name, outputs, retries, retry_backoff, retry_delay, "
         "version; did you mean 'retries'?"
     )
 
