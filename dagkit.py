@@ -2297,7 +2297,11 @@ class _Reuse:
         text += [f"{a}={n}" for a, n in step._keywords] + [*step._takes, *step.outputs]
         key = hashlib.sha256("\n".join(text).encode()).hexdigest()
         inputs = {f"input {name}": prints[name] for name in step.needs}
-        shown = {n: _brief(values[n]) for n in step.needs if type(values.get(n)) in _SCALARS}
+        shown = {
+            name: _brief(values[name])
+            for name in step.needs
+            if name in values and type(values[name]) in _SCALARS
+        }
         return _Ticket(key, {**parts, **inputs}, shown)
 
     def find(self, step: Step, ticket: _Ticket) -> _Head | str:
@@ -2941,8 +2945,8 @@ def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome
     """Run the steps of an order; leaves in ``values`` those of the targets, and what was given.
 
     Steps run in a plain loop, whose cost is next to nothing, until one does something that takes
-    more: raises, skips, returns a coroutine. From there on the ready/done loop goes on, which also
-    runs all orders in which a step is cached.
+    more: raises, skips, returns a coroutine. From there on the ready/done loop goes on, which runs
+    all of an order in which a step is cached.
     """
     ends = [_clock()]
     ended = ends.append

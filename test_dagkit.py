@@ -104,7 +104,7 @@ def run_python(code: str, **environment: str) -> str:
 
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Messages show places relative to the working folder; stores and their key are for one test."""
+    """Messages show places relative to the working folder; a store is for one test."""
     monkeypatch.chdir(HERE)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGKIT_STORE", str(tmp_path / "store"))
@@ -1304,6 +1304,7 @@ EXAMPLES = {
     "iris.py": "96.0% of 50 flowers are told apart",
     "ml.py": "another weak one, nothing else refitted",
     "failures.py": "did you mean 'report'?",
+    "caching.py": "code changed: helper centre",
 }
 
 
