@@ -2806,7 +2806,7 @@ class _Loop:
         return self.prints[name]
 
     def reused(self, step: Step, values: Mapping[str, Any]) -> bool:
-        """Look a cached step up; True if that settles it for now: a hit, or somebody else runs it."""
+        """Look a cached step up; True if that settles it for now: a hit, or another runs it."""
         reuse, name = self.policy.reuse, step.name
         try:
             marks = {name: self.fingerprint(name, value) for name, value in values.items()}

@@ -2,24 +2,32 @@
 
 Every ratio is the median of interleaved repeats in one process, since machines are shared and
 noisy: first the loop, then dagkit, then the loop again. Peers join the table where they are
-installed. Run ``python examples/benchmark.py`` for all, or name parts of it: ``run``, ``import``.
+installed. Run ``python examples/benchmark.py`` for all, or name parts of it: ``run``, ``import``,
+``cache``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
+import itertools
 import os
+import pickle
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
 
-from dagkit import Pipeline
+from dagkit import Pipeline, Step
 
 Functions = list[Callable[..., Any]]
 SIZES = (100, 10_000, 100_000)
@@ -171,6 +179,112 @@ def measure_run() -> None:
         print(f"{name:10.10} {100:8,} {run:8.1f} {'':9} {made:8.2f}")
 
 
+def chain_of_kilobytes(cache: bool) -> list[Step]:
+    """Make a hundred steps with results of 1 kB each."""
+
+    def next_one(previous: bytes) -> bytes:
+        return previous[1:] + previous[:1]
+
+    names = ["x", *[f"s{i}" for i in range(100)]]
+    pairs = itertools.pairwise(names)
+    return [Step(next_one, name=b, args={"previous": a}, cache=cache) for a, b in pairs]
+
+
+def measure_cache() -> None:
+    """Print what a warm step costs, and ratios for a large array, to numpy and bare pickle."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        file, data = Path(folder, "bare"), bytes(range(256)) * 4
+        file.write_bytes(pickle.dumps(data))
+
+        def bare() -> None:
+            for _ in range(100):
+                with open(file, "rb") as opened:
+                    pickle.load(opened)
+
+        def warm(pipeline: Pipeline) -> Callable[[], Any]:
+            return lambda: pipeline.run("s99", x=data)["s99"]
+
+        def fresh() -> None:
+            warm(Pipeline(steps, store=folder + "/store"))()
+
+        steps = chain_of_kilobytes(cache=True)
+        kept = Pipeline(steps, store=folder + "/store")
+        warm(kept)()
+        for title, ours in (("in a kept pipeline", warm(kept)), ("in a new pipeline", fresh)):
+            times, floor = ratio(ours, bare, 30)
+            print(
+                f"warm step {title}: {times * floor * 1e4:.0f} µs, "
+                f"{times:.1f} times open and unpickle ({floor * 1e4:.0f} µs)"
+            )
+        for name, peer in cache_peers(folder).items():
+            times, floor = ratio(peer(data), bare, 5)
+            print(f"warm step of {name}: {times * floor * 1e4:.0f} µs, {times:.1f} times")
+        steps_run = Pipeline(chain_of_kilobytes(cache=False))
+        no_cache, _ = ratio(warm(steps_run), warm(steps_run), 5)
+        print(f"the same steps uncached, a run over itself (the noise): {no_cache:.2f}")
+
+        size = int(os.environ.get("BENCHMARK_MB", "1000")) * 2**17
+        array, plain = np.arange(size, dtype=float), Path(folder, "plain.npy")
+        # An argument that a class holds: neither its making nor its fingerprint is measured.
+        holder = types.SimpleNamespace(made=array)
+        sys.modules["benchmark_array"] = holder  # type: ignore[assignment]
+        make_it = Step(lambda n: sys.modules["benchmark_array"].made, name="big", cache=True)
+        big = Pipeline(make_it, store=folder + "/big")
+
+        def write() -> None:
+            big.store.clear()
+            big.run("big", n=size)
+
+        def write_by_hand() -> None:
+            plain.unlink(missing_ok=True)
+            np.save(plain, array)
+            hashlib.sha256(array).hexdigest()  # type: ignore[arg-type]
+
+        cold, seconds = ratio(write, write_by_hand, 3)
+        print(f"cold write of {array.nbytes / 1e6:.0f} MB: {cold:.2f} times (np.save + sha256)")
+        hit, seconds = ratio(lambda: big.run("big", n=size)["big"], lambda: np.load(plain), 5)
+        print(f"verified hit of it: {hit:.2f} times np.load ({seconds:.2f} s)")
+
+
+def cache_peers(folder: str) -> dict[str, Callable[[bytes], Callable[[], Any]]]:
+    """Map the name of each installed peer to what makes a warm chain of a hundred steps."""
+    found: dict[str, Callable[[bytes], Callable[[], Any]]] = {}
+    with contextlib.suppress(ImportError):
+        import joblib
+
+        memory = joblib.Memory(folder + "/joblib", verbose=0)
+
+        @memory.cache  # type: ignore[untyped-decorator]
+        def next_one(previous: bytes, number: int) -> bytes:
+            return previous[1:] + previous[:1]
+
+        def joblib_chain(data: bytes) -> Callable[[], Any]:
+            def run() -> bytes:
+                value = data
+                for number in range(100):
+                    value = next_one(value, number)
+                return value
+
+            run()
+            return run
+
+        found["joblib"] = joblib_chain
+    with contextlib.suppress(ImportError):
+        import diskcache
+
+        cache = diskcache.Cache(folder + "/diskcache")
+
+        def diskcache_chain(data: bytes) -> Callable[[], Any]:
+            for number in range(100):
+                cache[number] = data
+            return lambda: [cache[number] for number in range(100)]
+
+        found["diskcache"] = diskcache_chain
+    return found
+
+
 def measure_import() -> None:
     """Print what ``import dagkit`` adds to starting a bare interpreter, in milliseconds."""
 
@@ -185,6 +299,6 @@ def measure_import() -> None:
 
 
 if __name__ == "__main__":
-    parts = {"run": measure_run, "import": measure_import}
+    parts = {"run": measure_run, "import": measure_import, "cache": measure_cache}
     for part in sys.argv[1:] or parts:
         parts[part]()

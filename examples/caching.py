@@ -12,7 +12,7 @@ from pathlib import Path
 
 DATA = Path(__file__).parent.resolve() / "data" / "iris.csv"
 
-STEPS = '''
+STEPS = """
 import csv, sys
 from math import dist
 from pathlib import Path
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     run = pipeline.run("report", **inputs)
     print("  ran:", ", ".join(n for n, s in run.steps.items() if s.status == "ran") or "nothing")
     print("  =>", run["report"])
-'''
+"""
 
 
 def main() -> None:
@@ -69,7 +69,10 @@ def main() -> None:
         for title, edit in (
             ("cold", ("", "")),
             ("warm", ("", "")),
-            ("after an edit of the helper centre", ("map(fmean,", "map(lambda x: sum(x) / len(x),")),
+            (
+                "after an edit of the helper centre",
+                ("map(fmean,", "map(lambda x: sum(x) / len(x),"),
+            ),
         ):
             file.write_text(file.read_text().replace(*edit))
             print(f"--- {title}", flush=True)
