@@ -23,6 +23,7 @@ Order       graph, targets and given inputs become the steps to run, one after t
 Cache       values and code become fingerprints, results become files
 Plan        what can be reused, and why the rest cannot
 Run record  what is known of a run: values, statuses, times, errors
+Events      what happens in a run, for those who listen
 Execution   a plain loop for plain steps, one ready/done loop for all others
 Pipeline    the façade: short methods that call the rooms above
 """
@@ -77,7 +78,7 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 try:
     import fcntl
@@ -97,6 +98,7 @@ __all__ = [
     "DagkitWarning",
     "DefaultsError",
     "DuplicateNameError",
+    "Event",
     "MissingInputError",
     "MutationError",
     "NoValueError",
@@ -104,12 +106,15 @@ __all__ = [
     "Plan",
     "ResultError",
     "Run",
+    "SensorTimeoutError",
     "Skip",
     "SourceError",
     "Step",
     "StepError",
     "Store",
     "UnknownNameError",
+    "WorkerError",
+    "sensor",
     "step",
 ]
 
@@ -192,6 +197,14 @@ class ResultError(DagkitError, ValueError):
 
 class MutationError(DagkitError, ValueError):
     """A step of a strict pipeline has changed one of its arguments in place: ``.name``."""
+
+
+class SensorTimeoutError(DagkitError, TimeoutError):
+    """A sensor saw nothing in time."""
+
+
+class WorkerError(DagkitError, RuntimeError):
+    """A worker process has died, could not be sent a step, or raised what cannot be sent back."""
 
 
 class NoValueError(DagkitError, KeyError):
@@ -353,6 +366,9 @@ class Step:
     cache : bool or timedelta
         Keep the result on disk and reuse it while nothing it depends on changes; a timedelta: for
         that long at the most.
+    map : str or tuple of str, optional
+        Call once per element of this argument and collect a list, in order; of several arguments,
+        side by side. Elements run, are tried again and are cached one by one.
     version : Hashable, optional
         Part of the step's fingerprint, for what a fingerprint cannot see.
     retries : int
@@ -382,18 +398,22 @@ class Step:
     name: str = ""
     outputs: tuple[str, ...] = ()
     args: Mapping[str, str] | None = field(default=None, hash=False)
+    map: str | tuple[str, ...] = ()
     cache: bool | timedelta = False
     version: Hashable = None
     retries: int = 0
     retry_delay: float = 0.0
     retry_backoff: float = 1.0
     local: bool = False
+    # Of a sensor: seconds between checks, seconds until it gives up, whether that is a skip.
+    _poke: tuple[float, float, bool] | None = None
     # Read from the signature: value names by position, (argument, value name) by keyword, the names
     # of both, and value name -> default where no argument insists on the value.
     _takes: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _keywords: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
     _needs: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    _over: tuple[str, ...] = field(init=False, repr=False, compare=False)  # names of mapped values
     _is_async: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -405,7 +425,7 @@ class Step:
             put(self, "name", getattr(inner, "__name__", type(inner).__name__))
         # One comparison tells the usual step, which has no options, from the others.
         delays = self.retries, self.retry_delay, self.retry_backoff
-        options = (self.outputs, self.args, self.cache, self.version, *delays, self.local)
+        options = (self.outputs, self.args, self.map, self.cache, self.version, *delays, self.local)
         if options != _NO_OPTIONS or not self.name.isidentifier():
             self._check_options()
         try:
@@ -433,11 +453,22 @@ class Step:
             takes = tuple(args.get(n, n) for n in takes)
             pairs = tuple((n, args.get(n, n)) for n in keywords + extra)
             needs = tuple(dict.fromkeys((*takes, *(value for _, value in pairs))))
+        over = (self.map,) if isinstance(self.map, str) else self.map
+        lacking = [name for name in over if args.get(name, name) not in needs]
+        if lacking:
+            text = f"has no argument {_listed(map(repr, lacking))}, which map= names"
+            raise self._error(text, _hint(lacking, needs))
+        put(self, "_over", tuple([args.get(name, name) for name in over]))
         put(self, "_takes", takes)
         put(self, "_keywords", pairs)
         put(self, "_needs", needs)
         put(self, "_defaults", defaults)
         put(self, "_is_async", flags & inspect.CO_COROUTINE != 0)
+
+    def __reduce__(self) -> Any:
+        # The function by its name, and the options: what is read from it is read again.
+        options = {name: getattr(self, name) for name in (*_OPTIONS, "_poke")}
+        return functools.partial(Step, **options), (self.function,)
 
     def _error(self, what: str, expected: str) -> StepError:
         text = f"step '{self.name}' {what}\n  {self.definition}\n  {expected.strip()}"
@@ -458,6 +489,7 @@ class Step:
         count, delay, factor = self.retries, self.retry_delay, self.retry_backoff
         for option, good, expected in (
             ("args", isinstance(self.args, Mapping | None), "a dict: argument -> value it takes"),
+            ("map", isinstance(self.map, str | tuple), "the name of an argument, or a tuple"),
             ("cache", isinstance(self.cache, bool | timedelta), "True, False or a timedelta"),
             ("version", isinstance(self.version, Hashable), "something hashable"),
             ("retries", type(count) is int and count >= 0, "a number of extra tries, 0 or more"),
@@ -497,8 +529,8 @@ class Step:
         return f"{self.name}({shown}) at {_place(self.function)}"
 
 
-_NO_OPTIONS: tuple[Any, ...] = ((), None, False, None, 0, 0.0, 1.0, False)
-_OPTIONS = frozenset(f.name for f in fields(Step) if f.init and f.name != "function")
+_NO_OPTIONS: tuple[Any, ...] = ((), None, (), False, None, 0, 0.0, 1.0, False)
+_OPTIONS = frozenset(f.name for f in fields(Step) if f.init and f.name[0] != "_") - {"function"}
 
 
 @overload
@@ -509,6 +541,7 @@ def step(
     name: str = ...,
     outputs: tuple[str, ...] = ...,
     args: Mapping[str, str] = ...,
+    map: str | tuple[str, ...] = ...,
     cache: bool | timedelta = ...,
     version: Hashable = ...,
     retries: int = ...,
@@ -548,17 +581,80 @@ def step(function: Any = None, /, **options: Any) -> Any:
     >>> Pipeline(bounds).run("high", data=[3, 1, 2])["high"]
     3
     """
+    return _marked(function, "step", options)
+
+
+def sensor(
+    function: Any = None,
+    /,
+    *,
+    poke_interval: float = 60.0,
+    timeout: float = 3600.0,
+    soft_fail: bool = False,
+    **options: Any,
+) -> Any:
+    """Mark a function as a step that is called again until it returns something truthy.
+
+    That is its value. It is called at once, then every ``poke_interval`` seconds, and holds no
+    worker between the calls. An exception fails it, as any step. A sensor is never cached.
+
+    Parameters
+    ----------
+    function : function
+        The function to mark.
+    poke_interval : float
+        Seconds between two checks.
+    timeout : float
+        Seconds after which a check that fails is the last one.
+    soft_fail : bool
+        Whether a timeout skips the sensor, and what needs it, instead of failing.
+    **options
+        Those of :class:`Step`, but for ``cache`` and ``map``.
+
+    Raises
+    ------
+    StepError
+        If an option is wrong.
+    SensorTimeoutError
+        In a run, if nothing was seen in time and ``soft_fail`` is false; it is never tried again.
+
+    Examples
+    --------
+    >>> answers = iter([None, 0, "arrived"])
+    >>> @sensor(poke_interval=0.01)
+    ... def parcel():
+    ...     return next(answers)
+    >>> Pipeline(parcel).run()["parcel"]
+    'arrived'
+    """
+    for option, number in (("poke_interval", poke_interval), ("timeout", timeout)):
+        if not isinstance(number, int | float) or number < 0:
+            raise StepError(f"@sensor has {option}={_brief(number)}; expected seconds, 0 or more")
+    if not {"cache", "map"}.isdisjoint(options):
+        raise StepError(
+            "@sensor has no option 'cache' or 'map': what it looks at changes by itself"
+        )
+    return _marked(function, "sensor", options, (poke_interval, timeout, soft_fail))
+
+
+def _marked(
+    function: Any,
+    title: str,
+    options: Mapping[str, Any],
+    poke: tuple[float, float, bool] | None = None,
+) -> Any:
     unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
         hint = _hint(unknown, _OPTIONS).replace("names", "options")
-        raise StepError(f"@step has no option {_listed(map(repr, unknown))}\n{hint}")
+        raise StepError(f"@{title} has no option {_listed(map(repr, unknown))}\n{hint}")
     if function is None:
-        return functools.partial(step, **options)
+        return lambda function: _marked(function, title, options, poke)
     if type(function) is not FunctionType:
         raise StepError(
-            f"@step was given {_brief(function)}, which is no function\n"
+            f"@{title} was given {_brief(function)}, which is no function\n"
             "  a class, a partial or a callable object becomes a step by Step(thing, name=...)"
         )
+    options = {**options, "_poke": poke} if poke else options
     Step(function, **options)  # for its checks: what is wrong belongs to this line of the user's
     setattr(function, _MARK, options)
     return function
@@ -856,7 +952,7 @@ def _make_order(graph: _Graph, targets: Sequence[str], given: frozenset[str]) ->
         needed.update(step.needs)
         parts = step if step.outputs else None
         calls.append((step.name, step.function, step._takes, step._keywords, parts, drops))
-    plain = not any(step._is_async or step.cache for step in steps)
+    plain = not any(s._is_async or s.cache or s._over or s._poke is not None for s in steps)
     return _Order(wanted, given, tuple(steps), defaults, calls[::-1], plain)
 
 
@@ -1725,6 +1821,8 @@ _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NO
 class _BadEntry(Exception):
     """An entry cannot be used: its value has to be computed again."""
 
+    key = ""  # of the entry, once that is known
+
 
 class _Head(NamedTuple):
     """What is known of an entry without its payload; its signature was checked."""
@@ -2085,7 +2183,9 @@ class Store:
                 self._say(
                     head.path, f"the entry {head.path} is not used, its step runs again: {why}"
                 )
-            raise _BadEntry(str(error)) from error
+            bad = _BadEntry(str(error))
+            bad.key = head.key
+            raise bad from error
 
     def _payload(
         self, head: _Head, offset: int, lengths: list[int], stream_hash: str, checksum: int
@@ -2222,30 +2322,53 @@ class Store:
 ########################################################################################
 
 
-class _Stored(NamedTuple):
-    """A value that lies in a store, or one output of it."""
+class _Lazy:
+    """A value that is not at hand but can be had: ``load()``, and has a ``fingerprint``."""
 
-    store: Store
-    head: _Head
-    part: str = ""
+    where = "in the store"
+
+    def __repr__(self) -> str:
+        return f"<{self.where}>"
+
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError
 
     def load(self) -> Any:
-        """Return a value of one's own; raises ``_BadEntry``."""
-        return self.store._load(self.head, self.part)
+        raise NotImplementedError
+
+
+class _Stored(_Lazy):
+    """A value that lies in a store, or one output of it; each load gives a value of one's own."""
+
+    def __init__(self, store: Store, head: _Head, part: str = "") -> None:
+        self.store, self.head, self.part = store, head, part
 
     @property
     def fingerprint(self) -> str:
         return self.head.outputs[self.part] if self.part else self.head.fingerprint
 
+    def load(self) -> Any:
+        return self.store._load(self.head, self.part)
 
-class _Ticket(NamedTuple):
-    """What the result of a cached step is kept under, and why it has to be computed."""
 
-    key: str
-    parts: Mapping[str, str]
-    shown: Mapping[str, str]
-    reason: str = ""
-    files: Mapping[str, str] = MappingProxyType({})  # that its inputs name, as they were before
+class _Mapped(_Lazy):
+    """The list that a mapped step makes, as long as some of its elements are not at hand."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    @property
+    def fingerprint(self) -> str:
+        marks = (x.fingerprint if isinstance(x, _Lazy) else _fingerprint(x) for x in self.items)
+        return _joined(marks)
+
+    def load(self) -> Any:
+        return [x.load() if isinstance(x, _Lazy) else x for x in self.items]
+
+
+def _joined(marks: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
 
 
 class _StepPlan(NamedTuple):
@@ -2267,6 +2390,7 @@ class _Reuse:
         self.store, self.order = store, order
         self.distrusted: set[str] = set()
         self.made: dict[str, tuple[dict[str, str], str] | _Opaque] = {}
+        self.starts: dict[str, str] = {}
         codes.begin()
         # All at once, before a step runs: it may import, or change a constant.
         for step in order.steps:
@@ -2286,31 +2410,28 @@ class _Reuse:
         version = _fingerprint(step.version)
         return {**made[0], "version": version}, made[1] + version
 
-    def ticket(self, step: Step, prints: Mapping[str, str], values: Mapping[str, Any]) -> _Ticket:
-        """Make the key of a step from its code and the fingerprints of what it takes.
+    def key(self, step: Step, prints: Mapping[str, str]) -> str:
+        """Make the key of a result from the step's code and the fingerprints of what it takes.
 
         Raises ``_Opaque`` for code that cannot be fingerprinted.
         """
-        parts, digest = self.code(step)
-        text = [_MAGIC.hex(), *map(str, sys.version_info[:2]), step.name, digest]
-        text += [f"{name}={prints[name]}" for name in step.needs]
-        text += [f"{a}={n}" for a, n in step._keywords] + [*step._takes, *step.outputs]
-        key = hashlib.sha256("\n".join(text).encode()).hexdigest()
-        inputs = {f"input {name}": prints[name] for name in step.needs}
-        shown = {
-            name: _brief(values[name])
-            for name in step.needs
-            if name in values and type(values[name]) in _SCALARS
-        }
-        return _Ticket(key, {**parts, **inputs}, shown)
+        start = self.starts.get(step.name)
+        if start is None:
+            about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
+            start = self.starts[step.name] = f"{_MAGIC!r}{about}{self.code(step)[1]}"
+        text = start + " ".join([prints[name] for name in step.needs])
+        return hashlib.sha256(text.encode()).hexdigest()
 
-    def find(self, step: Step, ticket: _Ticket) -> _Head | str:
-        """Return the entry of a ticket if it can be used, or else the reason why not."""
-        head = None
-        if ticket.key not in self.distrusted:
-            head = self.store._head(ticket.key)
+    def parts(self, step: Step, prints: Mapping[str, str]) -> dict[str, str]:
+        """Name what the key is made of, so that two of them can be compared."""
+        inputs = {f"input {name}": prints[name] for name in step.needs if name in prints}
+        return {**self.code(step)[0], **inputs}
+
+    def find(self, step: Step, key: str) -> _Head | str:
+        """Return the entry of a key if it can be used, or else the reason why not, if known."""
+        head = self.store._head(key) if key not in self.distrusted else None
         if head is None:
-            return self.why(step, ticket.parts, ticket.shown)
+            return ""
         age = timedelta(seconds=time.time() - head.created)
         if isinstance(step.cache, timedelta) and age > step.cache:
             return "expired"
@@ -2325,9 +2446,17 @@ class _Reuse:
         return head
 
     def why(
-        self, step: Step, parts: Mapping[str, str], shown: Mapping[str, str], after: str = ""
+        self,
+        step: Step,
+        parts: Mapping[str, str],
+        shown: Mapping[str, str],
+        *,
+        missing: str = "",
+        after: str = "",
     ) -> str:
         """Compare with the newest entry of the step, and say what is not as it was."""
+        if missing:
+            return missing
         newest = self.store._newest(step.name)
         if newest is None:
             return "never ran"
@@ -2406,27 +2535,48 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
     """Decide for each step of an order, from heads alone, what a run would do with it."""
     plan: dict[str, _StepPlan] = {}
     prints: dict[str, str] = {}
+    elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
     makers = {value: step.name for step in reuse.order.steps for value in step.values}
     for step in reuse.order.steps:
+        heads: list[_Head] = []
+        reason = ""
         try:
             for name in step.needs:
                 if name in values and name not in prints:
                     prints[name] = _fingerprint(values[name])
+                if name in values and name in step._over and isinstance(values[name], Iterable):
+                    elements[name] = [_fingerprint(item) for item in values[name]]
             after = next((makers[name] for name in step.needs if name not in prints), "")
+            unknown = [makers[name] for name in step._over if name not in elements]
             if not step.cache:
-                found: _Head | str = "not cached"
-            elif after:
-                found = reuse.why(step, reuse.code(step)[0], {}, after)
+                reason = "not cached"
+            elif after or unknown:
+                parts = reuse.parts(step, prints)
+                reason = reuse.why(step, parts, {}, after=after or unknown[0])
             else:
-                found = reuse.find(step, reuse.ticket(step, prints, values))
+                columns = zip(*[elements[name] for name in step._over], strict=False)
+                for row in columns if step._over else [()]:
+                    prints_here = prints | dict(zip(step._over, row, strict=True))
+                    found = reuse.find(step, reuse.key(step, prints_here))
+                    if isinstance(found, str):
+                        parts = reuse.parts(step, prints_here)
+                        taken = {n: values[n] for n in step.needs if n in values}
+                        shown = {n: _brief(v) for n, v in taken.items() if type(v) in _SCALARS}
+                        reason = reuse.why(step, parts, shown, missing=found)
+                        break
+                    heads.append(found)
         except _Opaque as culprit:
-            found = f"no fingerprint: {' -> '.join(culprit.path)}"
-        if isinstance(found, str):
-            new = found in ("never ran", "not cached")
-            plan[step.name] = _StepPlan(step.name, "new" if new else "stale", found)
-        else:
-            plan[step.name] = _StepPlan(step.name, "fresh", "", found.seconds)
-            prints.update({step.name: found.fingerprint, **found.outputs})
+            reason = f"no fingerprint: {' -> '.join(culprit.path)}"
+        if reason:
+            new = reason in ("never ran", "not cached")
+            plan[step.name] = _StepPlan(step.name, "new" if new else "stale", reason)
+            continue
+        plan[step.name] = _StepPlan(step.name, "fresh", "", sum(head.seconds for head in heads))
+        for name in step.values:
+            marks = [head.outputs.get(name, head.fingerprint) for head in heads]
+            prints[name] = _joined(marks) if step._over else marks[0]
+            if step._over:
+                elements[name] = marks
     return plan
 
 
@@ -2491,7 +2641,7 @@ class Run(Mapping[str, Any]):
         values: Mapping[str, Any],
         outcome: _Outcome,
         started: float,
-        again: Callable[[_Stored, str], Any],
+        again: Callable[[str, str], Any],
     ) -> None:
         self.inputs = dict(inputs)
         self._title, self._values, self._outcome = title, dict(values), outcome
@@ -2500,11 +2650,11 @@ class Run(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._values:
             value = self._values[name]
-            if isinstance(value, _Stored):  # loaded when it is first asked for
+            if isinstance(value, _Lazy):  # loaded when it is first asked for
                 try:
                     value = value.load()
-                except _BadEntry:
-                    value = self._again(value, name)
+                except _BadEntry as bad:
+                    value = self._again(name, bad.key)
                 self._values[name] = value
             return value
         step = self.steps.get(name)
@@ -2573,6 +2723,80 @@ def _error_line(error: BaseException | None) -> str:
 
 
 ########################################################################################
+### Events
+########################################################################################
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of state in a run; progress, logs and recipes of your own listen to these.
+
+    Attributes
+    ----------
+    kind : str
+        ``run started``, ``run finished``, ``step started``, ``step finished``, ``step retried``,
+        ``step poked``, or ``map progress``.
+    time : float
+        Seconds since the epoch.
+    step : str
+        Its name; "" for a run.
+    status : str
+        Of what has finished: ``ran``, ``cached``, ``failed``, ``skipped``.
+    seconds, saved : float
+        How long it took; how long reusing it saved.
+    reason, error : str
+        Why it ran, or was skipped; the first line of its exception.
+    attempts : int
+        Tries so far, or checks of a sensor.
+    index, done, total : int or None
+        Of a mapped step: the element, how many are over, how many there are. Of a run: steps.
+
+    Examples
+    --------
+    >>> seen = []
+    >>> _ = Pipeline({"more": lambda x: x + 1}, on_event=seen.append).run(x=1)
+    >>> [event.kind for event in seen]
+    ['run started', 'step started', 'step finished', 'run finished']
+    """
+
+    kind: str
+    time: float
+    step: str = ""
+    status: str = ""
+    seconds: float = 0.0
+    saved: float = 0.0
+    reason: str = ""
+    error: str = ""
+    attempts: int = 1
+    fingerprint: str = ""
+    index: int | None = None
+    done: int | None = None
+    total: int | None = None
+
+
+_Listener = Callable[[Event], object]
+
+
+def _tell(listeners: list[_Listener], event: Event) -> None:
+    """Tell all listeners; one that raises gets a warning and is not told any more."""
+    for listener in [*listeners]:
+        try:
+            listener(event)
+        except Exception as error:
+            listeners.remove(listener)
+            _warn(f"{_brief(listener)} is told no more of this run: {_error_line(error)}")
+
+
+def _log(event: Event) -> None:
+    """Write an event to the logger ``dagkit``."""
+    import logging
+
+    facts = [event.step, event.status, event.reason, event.error]
+    level = logging.ERROR if event.error and event.kind == "step finished" else logging.INFO
+    logging.getLogger("dagkit").log(level, "%s", " ".join(filter(None, [event.kind, *facts])))
+
+
+########################################################################################
 ### Execution
 ########################################################################################
 
@@ -2580,6 +2804,14 @@ _clock = time.perf_counter
 
 # Types of a result that is not a value yet, or never will be: the plain loop stops at it.
 _NO_VALUES = frozenset((CoroutineType, GeneratorType, AsyncGeneratorType))
+
+
+def _wait(done: queue.SimpleQueue[Any], seconds: float | None) -> Any:
+    """Return what comes next, or None after so many seconds (None: as long as it takes)."""
+    try:
+        return done.get(timeout=seconds)
+    except queue.Empty:
+        return None
 
 
 def _named_values(step: Step, value: Any) -> dict[str, Any]:
@@ -2610,12 +2842,122 @@ def _named_values(step: Step, value: Any) -> dict[str, Any]:
     )
 
 
-def _add_note(error: BaseException, step: Step, values: Mapping[str, Any]) -> None:
-    """Say on a step's exception which step it was, where, and with which values."""
-    shown = ", ".join(f"{name}={_brief(values[name])}" for name in step.needs if name in values)
-    error.add_note(
-        f"in step '{step.name}' at {_place(step.function)}" + f", with {shown}" * bool(shown)
-    )
+class _Made(NamedTuple):
+    """What a call has made: values by name, and the seconds it took."""
+
+    values: dict[str, Any]
+    seconds: float
+
+
+class _Job(NamedTuple):
+    """One call of a step's function, as it is sent to where it runs."""
+
+    step: Step
+    strict: bool = False
+    home: int = 0  # the process that sends it
+    sent: bool = False  # to an executor
+    # Where and under which head to keep the result; files that it was given, as they were before.
+    store: Store | None = None
+    head: _Head | None = None
+    files: tuple[tuple[str, str], ...] = ()
+    token: str = ""  # makes calls different for those who think that equal calls give equal results
+
+
+# Whether this thread is inside a step. A pipeline that a step runs never waits for a lock, since
+# who holds it may be waiting for this step.
+_inside: ContextVar[bool] = ContextVar("dagkit_inside", default=False)
+
+
+def _marks(values: Sequence[Any]) -> list[str]:
+    """Fingerprint what can be fingerprinted."""
+    marks = []
+    for value in values:
+        try:
+            marks.append(_fingerprint(value))
+        except _Opaque:
+            marks.append("")
+    return marks
+
+
+def _work(job: _Job, *args: Any) -> Any:
+    """Call a step's function with values by position, then by keyword: the place that does so.
+
+    Returns what it made, or a coroutine that the event loop is to run.
+    """
+    step = job.step
+    values = [value.load() if isinstance(value, _Lazy) else value for value in args]
+    count, before = len(step._takes), _marks(values) if job.strict else []
+    names = [argument for argument, _ in step._keywords]
+    began, token = _clock(), _inside.set(True)
+    try:
+        result = step.function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+        if type(result) is CoroutineType:
+            if not job.sent:
+                return result
+            import asyncio
+
+            result = asyncio.run(result)
+        seconds = _clock() - began
+        if before:
+            _check_unchanged(step, before, _marks(values))
+        return _kept(job, _Made(_named_values(step, result), seconds))
+    except Exception as error:
+        raise error if job.home == os.getpid() else _sendable(error)  # noqa: B904
+    finally:
+        _inside.reset(token)
+
+
+def _check_unchanged(step: Step, before: list[str], after: list[str]) -> None:
+    names = (*step._takes, *[name for _, name in step._keywords])
+    for name, old, new in zip(names, before, after, strict=True):
+        if old != new:
+            raise MutationError(
+                f"step '{step.name}' changed its argument '{name}' in place\n"
+                f"  {step.definition}\n  change a copy and return that",
+                step=step.name,
+                name=name,
+            )
+
+
+def _kept(job: _Job, made: _Made) -> _Made:
+    """Keep what a step made, if it is cached; the values become loads from the store."""
+    if job.store is None or job.head is None:
+        return made
+    if any(_named_mark(f"file {path}") != mark for path, mark in job.files):
+        return made  # a file changed while the step read it: who knows which of the two it saw
+    outputs, values = job.step.outputs, made.values
+    value = [values[part] for part in outputs] if outputs else values[job.step.name]
+    head = job.store._save(job.head._replace(seconds=made.seconds), value)
+    return made if head is None else _Made(_stored(job.store, head), made.seconds)
+
+
+def _stored(store: Store, head: _Head) -> dict[str, Any]:
+    return {head.step: _Stored(store, head), **{o: _Stored(store, head, o) for o in head.outputs}}
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an exception that survives the way home: the error itself, or a twin of its text."""
+    import pickle
+    import traceback
+
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # whatever its class does when it is pickled, or built again
+        pass  # the twin says all that can be said
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return WorkerError(f"{_error_line(error)}\n{text}")
+
+
+def _private_copy(value: Any) -> Any:
+    """Copy a value that others need too, so that what a cached step does to it stays unseen.
+
+    Else a first run, in which the step runs, would differ from a second one, in which it does not.
+    """
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value  # what cannot be copied is shared, as it is between steps that are not cached
 
 
 class _EventLoopThread:
@@ -2645,67 +2987,183 @@ class _EventLoopThread:
             self._thread.join()
 
 
-class _Retry(Exception):
+class _Again(Exception):
     """A payload has proved bad after its fingerprint was used: the run begins again without it."""
 
 
-# Whether this thread is inside a step. A pipeline that a step runs never waits for a lock, since
-# who holds it may be waiting for this step.
-_inside: ContextVar[bool] = ContextVar("dagkit_inside", default=False)
+class _Pool:
+    """An executor, and what the loop has to know of it."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+        kind = type(executor)
+        # The client of a Dask cluster, whose futures can be arguments: values stay on the workers.
+        self.client = executor if hasattr(executor, "scatter") else None
+        # Threads and processes of this machine read and write the store themselves.
+        self.here = kind.__module__.partition(".")[0] in ("concurrent", "loky", "joblib")
+        self.threads = kind.__name__ == "ThreadPoolExecutor"
+        workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
+        if self.client:
+            workers = sum(self.client.nthreads().values()) or workers
+        # Enough in flight to keep all workers busy, few enough for a map over a million elements.
+        self.limit = 4 * int(workers) + 4
+
+    def submit(self, job: _Job, args: Sequence[Any]) -> Any:
+        if self.here:
+            return self.executor.submit(_work, job, *args)
+        job = job._replace(store=None, head=None, token=os.urandom(8).hex())
+        args = [self.portable(arg) for arg in args]
+        if self.client:
+            return self.client.submit(_work, job, *args, pure=False)
+        return self.executor.submit(_work, job, *args)
+
+    def portable(self, value: Any) -> Any:
+        """Give what another machine can use for a value: a future of its own cluster, a copy."""
+        if isinstance(value, _Remote):
+            return value.future
+        if isinstance(value, _Mapped):
+            return [self.portable(item) for item in value.items]
+        return value.load() if isinstance(value, _Lazy) else value
+
+
+class _Remote(_Lazy):
+    """A value that stays on the workers of a Dask cluster."""
+
+    where = "on the cluster"
+
+    def __init__(self, client: Any, made: Any, name: str) -> None:
+        self.client = client
+        self.future = client.submit(_made_value, made, name, pure=False)
+
+    def load(self) -> Any:
+        return self.future.result()
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.client.submit(_fingerprint, self.future, pure=False).result())
+
+
+def _made_value(made: _Made, name: str) -> Any:
+    return made.values[name]
+
+
+class _Task:
+    """A call that the loop has to make: of a step, or for one element of a mapped one."""
+
+    def __init__(self, step: Step, fan: _Fan | None = None, index: int = 0) -> None:
+        self.step, self.fan, self.index = step, fan, index
+        self.attempts = self.checks = 0
+        self.began = self.first = 0.0
+        self.job = _Job(step)
+        self.reason = ""
+        self.lock: tuple[str, int] | None = None
+
+
+class _Fan:
+    """A mapped step that is running: its elements, and what it has made of each."""
+
+    def __init__(self, step: Step, elements: dict[str, Sequence[Any]]) -> None:
+        self.step, self.elements = step, elements
+        self.size = self.left = len(next(iter(elements.values())))
+        self.made: dict[str, list[Any]] = {name: [_ABSENT] * self.size for name in step.values}
+        self.next = 0  # the first element that was not yet taken up
+        self.runs: list[_StepRun] = []
+        self.followers: list[_Fan] = []  # mapped over what this one makes, element by element
+        self.closed = False
+
+
+_ABSENT: Any = object()
+
+
+class _Policy(NamedTuple):
+    """How a pipeline runs its steps."""
+
+    reuse: _Reuse
+    keep_going: bool = False
+    strict: bool = False
+    executor: Any = None
+    listeners: list[_Listener] = []  # noqa: RUF012 - of one run, given by it
 
 
 class _Loop:
     """The ready/done loop: runs steps that may wait, overlap, be tried again, be reused or fail.
 
-    Each step goes waiting -> ready -> running -> done. ``ready`` is a heap by place in the order;
+    Each step goes waiting -> ready -> running -> done. ``ready`` is a heap of tasks by urgency;
     ``later`` a heap by time of what is to be tried again; ``done`` the queue into which futures
     put themselves. The thread that called ``run()`` does all the rest.
     """
 
     def __init__(self, order: _Order, values: dict[str, Any], start: int, policy: _Policy) -> None:
         self.order, self.values, self.policy = order, values, policy
+        self.reuse = policy.reuse
+        self.pool = _Pool(policy.executor) if policy.executor is not None else None
         self.todo = order.steps[start:]
         self.steps: dict[str, _StepRun] = {}
-        self.place = {step.name: i for i, step in enumerate(order.steps)}
+        self.by_name = {step.name: step for step in self.todo}
         self.makers = {value: step.name for step in self.todo for value in step.values}
         self.failure: BaseException | None = None
-        self.running = 0
-        self.ready: list[tuple[bool, int]] = []
-        self.later: list[tuple[float, int]] = []  # when, place
-        self.attempts: Counter[str] = Counter()
-        self.tickets: dict[str, _Ticket] = {}
-        self.locks: dict[str, tuple[str, int]] = {}
+        self.flight: dict[Any, _Task] = {}
+        self.count = itertools.count()
+        self.ready: list[tuple[bool, float, int, _Task | _Fan]] = []
+        self.later: list[tuple[float, int, _Task]] = []
+        self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.background = _EventLoopThread()
+        self.fans: dict[str, _Fan] = {}
         # Of values in memory, until a step may have changed them: with the files that they name.
         self.prints: dict[str, tuple[str, list[str]]] = {}
-        self.done: queue.SimpleQueue[tuple[Step, float, Future[Any]]] = queue.SimpleQueue()
-        self.background = _EventLoopThread()
         # How many steps, and targets, still need each value; inputs stay with the run.
         self.uses = Counter([*order.targets, *values])
-        self.waiting: dict[str, int] = {}
+        self.waiting: dict[str, set[str]] = {}
         self.dependents: dict[str, list[Step]] = {}
         for step in self.todo:
             self.uses.update(step.needs)
             made = [name for name in step.needs if name in self.makers and name not in order.given]
-            awaited = {self.makers[name] for name in made}
-            self.waiting[step.name] = len(awaited)
-            for maker in awaited:
+            self.waiting[step.name] = {self.makers[name] for name in made}
+            for maker in self.waiting[step.name]:
                 self.dependents.setdefault(maker, []).append(step)
+        self.urgency = self.measure()
+
+    def measure(self) -> dict[str, float]:
+        """Rank the steps, the lowest first: by their order, or by the longest way that remains."""
+        if self.pool is None:
+            return {step.name: place for place, step in enumerate(self.todo)}
+        heads = {s.name: self.reuse.store._newest(s.name) for s in self.todo if s.cache}
+        known = {name: head.seconds for name, head in heads.items() if head is not None}
+        usual = sum(known.values()) / len(known) if known else 1.0
+        way: dict[str, float] = {}
+        for step in reversed(self.todo):
+            after = [way[dependent.name] for dependent in self.dependents.get(step.name, ())]
+            way[step.name] = min(after, default=0.0) - known.get(step.name, usual)
+        return way
+
+    def emit(self, kind: str, step: str, task: _Task | None = None, **facts: Any) -> None:
+        if self.policy.listeners:
+            fan = task.fan if task else self.fans.get(step)
+            if fan is not None:
+                facts |= {"done": fan.size - fan.left, "total": fan.size}
+                facts["index"] = task.index if task else None
+            _tell(self.policy.listeners, Event(kind, time.time(), step, **facts))
 
     def run(self, first: tuple[float, Any, Exception | None] | None = None) -> None:
         """Run all; ``first`` is what the plain loop already got from the first step, if it did."""
         for step in self.todo[first is not None :]:
-            if self.waiting[step.name] == 0:
-                self.push(step)
+            if not self.waiting[step.name]:
+                self.open(step)
         try:
             if first is not None:
-                self.attempts[self.todo[0].name] = 1
-                self.receive(self.todo[0], *first)
-            while self.running or (not self.failure and (self.ready or self.later)):
+                task = _Task(self.todo[0])
+                task.attempts, task.began = 1, first[0]
+                self.receive(task, *first[1:])
+            while self.flight or (self.failure is None and (self.ready or self.later)):
                 self.turn()
         finally:
+            for future, task in self.flight.items():
+                future.cancel()
+                self.unlock(task)
+            for *_, item in [*self.ready, *self.later]:
+                if isinstance(item, _Task):
+                    self.unlock(item)
             self.background.close()
-            for name in [*self.locks]:
-                self.unlock(name)
         failure, self.failure = self.failure, None
         try:
             if failure is not None:
@@ -2714,231 +3172,403 @@ class _Loop:
             del failure  # or its traceback would hold this frame, and that the values
 
     def turn(self) -> None:
-        """Start the first ready step, or else wait for whatever comes next."""
-        timeout: float | None = None
-        if not self.failure:
+        """Start the most urgent task, or else wait for whatever comes next."""
+        seconds: float | None = None
+        if self.failure is None:
             while self.later and self.later[0][0] <= _clock():
-                heapq.heappush(self.ready, (False, heapq.heappop(self.later)[1]))
-            if self.ready:
-                self.start(self.order.steps[heapq.heappop(self.ready)[1]])
-                timeout = 0.0
+                self.push(heapq.heappop(self.later)[2])
+            if self.ready and (self.pool is None or len(self.flight) < self.pool.limit):
+                self.begin(self.pop())
+                if self.done.empty():
+                    return
             elif self.later:
-                timeout = max(0.0, self.later[0][0] - _clock())
-        try:
-            step, began, future = self.done.get(timeout=timeout)
-        except queue.Empty:
+                seconds = max(0.0, self.later[0][0] - _clock())
+        future = _wait(self.done, seconds)
+        if future is None:
             return
-        self.running -= 1
-        value, error = None, None
+        task, result, error = self.flight.pop(future), None, None
+        if self.failure is not None and future.cancelled():
+            self.unlock(task)
+            return
         try:
-            value = future.result()
+            client = self.pool.client if self.pool and task.job.sent else None
+            if client is None or task.job.head is not None or task.step._poke is not None:
+                result = future.result()
+            elif (raised := future.exception()) is not None:
+                raise raised
+            else:  # the values stay on the cluster
+                used = [name for name in task.step.values if self.uses[name]]
+                remote = {name: _Remote(client, future, name) for name in used}
+                result = _Made(remote, _clock() - task.began)
         except Exception as raised:
             error = raised
-        self.receive(step, began, value, error)
+        del future
+        try:
+            self.receive(task, result, error)
+        finally:
+            del error, result
 
-    def push(self, step: Step) -> None:
+    def push(self, item: _Task | _Fan) -> None:
         # Coroutines first: they hold nobody up, and overlap with all that follows.
-        heapq.heappush(self.ready, (not step._is_async, self.place[step.name]))
+        rank = self.urgency[item.step.name]
+        heapq.heappush(self.ready, (not item.step._is_async, rank, next(self.count), item))
 
-    def push_later(self, step: Step, seconds: float) -> None:
-        heapq.heappush(self.later, (_clock() + seconds, self.place[step.name]))
+    def push_later(self, task: _Task, seconds: float) -> None:
+        heapq.heappush(self.later, (_clock() + seconds, next(self.count), task))
 
-    def start(self, step: Step) -> None:
-        """Skip, reuse or call a step that is ready."""
-        defaults = step._defaults
-        lacking = [name for name in step.needs if name not in self.values]
-        for name in lacking:
-            if name not in defaults:
+    def pop(self) -> _Task:
+        item = heapq.heappop(self.ready)[-1]
+        if isinstance(item, _Task):
+            return item
+        task = _Task(item.step, item, item.next)
+        item.next += 1
+        if item.next < item.size:
+            self.push(item)
+        return task
+
+    def open(self, step: Step) -> None:
+        """Skip a step, or make its first call ready, now that all it waits for is over."""
+        streams = {n: self.fans[self.makers[n]] for n in step.needs if self.streams(step, n)}
+        for name in step.needs:
+            if name not in self.values and name not in step._defaults and name not in streams:
                 self.finish(_StepRun(step.name, "skipped", reason=f"needs {self.makers[name]}"))
                 return
-        # An argument whose step was skipped or failed takes its default.
-        values = {n: defaults[n] if n in lacking else self.values[n] for n in step.needs}
-        if step.cache and not self.attempts[step.name] and self.reused(step, values):
+        if not step._over:
+            self.push(_Task(step))
             return
-        self.call(step, values)
-
-    def call(self, step: Step, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, _Stored):
-                # A load for each: a step that changes its argument in place harms nobody, and the
-                # first run gives what the second one will.
-                try:
-                    values[name] = value.load()
-                except _BadEntry:
-                    self.policy.reuse.distrusted.add(value.head.key)
-                    raise _Retry from None
-            elif step.name in self.tickets and self.uses[name] > 1:
-                values[name] = _private_copy(value)
-        self.attempts[step.name] += 1
-        self.prints.clear()
-        before = _marks(values) if self.policy.strict else {}
-        began, result, error = _clock(), None, None
-        token = _inside.set(True) if self.locks else None
         try:
-            # Unlike a list of arguments, map() holds no value longer than the call.
-            result = step.function(
-                *map(values.__getitem__, step._takes), **{a: values[n] for a, n in step._keywords}
+            fan = _Fan(step, self.elements(step, streams))
+        except _BadEntry as bad:
+            self.distrust(bad)
+        except Exception as error:
+            self.fail(_Task(step), error)
+            return
+        self.fans[step.name] = fan
+        for stream in streams.values():
+            stream.followers.append(fan)
+        for dependent in self.dependents.get(step.name, ()):
+            if self.streams(dependent, step.name) and step.name in self.waiting[dependent.name]:
+                self.waiting[dependent.name].discard(step.name)
+                if not self.waiting[dependent.name]:
+                    self.open(dependent)
+        if fan.size == 0:
+            self.collect(fan)
+        elif not streams:
+            self.push(fan)
+        else:
+            for index in range(fan.size):
+                self.follow(fan, index)
+
+    def streams(self, step: Step, name: str) -> bool:
+        """Tell whether a mapped step can take a running mapped step's values one by one."""
+        return (
+            name in step._over
+            and self.makers.get(name) in self.fans
+            and self.makers[name] not in self.steps
+            and name not in self.order.given
+        )
+
+    def follow(self, fan: _Fan, index: int) -> None:
+        if not fan.closed and all(values[index] is not _ABSENT for values in fan.elements.values()):
+            self.push(_Task(fan.step, fan, index))
+
+    def elements(self, step: Step, streams: Mapping[str, _Fan]) -> dict[str, Sequence[Any]]:
+        """Return the lists that a mapped step goes through side by side; of equal length."""
+        lists: dict[str, Sequence[Any]] = {}
+        for name in step._over:
+            if name in streams:
+                lists[name] = streams[name].made[name]
+                continue
+            value = self.values[name] if name in self.values else step._defaults[name]
+            if isinstance(value, _Mapped):
+                lists[name] = value.items
+                continue
+            value = value.load() if isinstance(value, _Lazy) else value
+            if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+                raise ResultError(
+                    f"step '{step.name}' maps over '{name}', which is {_brief(value)}\n"
+                    f"  {step.definition}\n  expected a list, or another iterable of elements",
+                    step=step.name,
+                )
+            lists[name] = list(value)
+        if len({len(items) for items in lists.values()}) > 1:
+            found = ", ".join(f"{name} {len(items)}" for name, items in lists.items())
+            raise ResultError(
+                f"step '{step.name}' maps over lists of different lengths: {found}\n"
+                f"  {step.definition}\n  expected equal lengths",
+                step=step.name,
             )
+        return lists
+
+    def begin(self, task: _Task) -> None:
+        """Reuse or call a step, or one element of it."""
+        if task.fan is not None and task.fan.closed:
+            return
+        step, values, fan = task.step, self.values, task.fan
+        # An argument whose step was skipped or failed takes its default.
+        args = {n: values[n] if n in values else step._defaults.get(n) for n in step.needs}
+        if fan is not None:
+            args |= {name: items[task.index] for name, items in fan.elements.items()}
+        if step.cache and not task.attempts and self.reused(task, args):
+            return
+        if not task.attempts and not task.checks:
+            self.emit("step started", step.name, task, reason=task.reason)
+        task.attempts += 1
+        sent = self.pool is not None and not step.local and not step._is_async
+        task.job = task.job._replace(strict=self.policy.strict, home=os.getpid(), sent=sent)
+        if not sent or (self.pool and self.pool.threads):
+            if task.job.head is None:
+                self.prints.clear()  # it may change what it is given
+            else:
+                shared = {n for n in args if self.uses[n] > 1 or (fan and n not in fan.elements)}
+                args |= {n: _private_copy(args[n]) for n in shared if type(args[n]) not in _SCALARS}
+        listed = [args[name] for name in (*step._takes, *[name for _, name in step._keywords])]
+        args.clear()
+        task.began, result, error = _clock(), None, None
+        try:
+            if sent and self.pool:
+                self.fly(task, self.pool.submit(task.job, listed))
+                return
+            result = _work(task.job, *listed)
+        except _BadEntry as bad:
+            self.distrust(bad)
         except Exception as raised:
             error = raised
-        finally:
-            if token is not None:
-                _inside.reset(token)
-        if before and error is None:
-            after = _marks(values)
-            changed = next((name for name in before if after.get(name) != before[name]), None)
-            error = _mutation_error(step, changed) if changed else None
-        values.clear()
+        del listed
         try:
-            self.receive(step, began, result, error)
+            self.receive(task, result, error)
         finally:
-            del error, result  # for the same reason
+            del error, result  # or the traceback would hold this frame, and that the values
+
+    def fly(self, task: _Task, future: Any) -> None:
+        self.flight[future] = task
+        future.add_done_callback(self.done.put)
+
+    def distrust(self, bad: _BadEntry) -> NoReturn:
+        """Begin the run again without an entry whose payload has proved bad."""
+        self.reuse.distrusted.add(bad.key)
+        raise _Again from None
 
     def fingerprint(self, name: str, value: Any) -> tuple[str, list[str]]:
         """Give the fingerprint of a value, and the files it names; raises ``_Opaque``."""
-        if isinstance(value, _Stored):
+        if isinstance(value, _Lazy):
             return value.fingerprint, []
-        if name not in self.values:  # a default in the place of a value that was skipped
-            return _fingerprint(value), []
-        if name not in self.prints:
+        if self.values.get(name) is not value:  # an element, or the default in place of a value
             paths: list[str] = []
+            return _fingerprint(value, paths), paths
+        if name not in self.prints:
+            paths = []
             self.prints[name] = _fingerprint(value, paths), paths
         return self.prints[name]
 
-    def reused(self, step: Step, values: Mapping[str, Any]) -> bool:
+    def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
         """Look a cached step up; True if that settles it for now: a hit, or another runs it."""
-        reuse, name = self.policy.reuse, step.name
+        reuse, step = self.reuse, task.step
         try:
-            marks = {name: self.fingerprint(name, value) for name, value in values.items()}
-            ticket = reuse.ticket(step, {n: mark for n, (mark, _) in marks.items()}, values)
+            marks = {name: self.fingerprint(name, value) for name, value in args.items()}
+            prints = {name: mark for name, (mark, _) in marks.items()}
+            key = reuse.key(step, prints)
         except _Opaque as culprit:
-            why = f"no fingerprint: {' -> '.join(culprit.path)}"
-            self.tickets[name] = _Ticket("", {}, {}, why)
+            task.reason = f"no fingerprint: {' -> '.join(culprit.path)}"
             return False
-        found = reuse.find(step, ticket)
+        found = reuse.find(step, key)
         if isinstance(found, str) and not _inside.get():
-            lock = reuse.store._lock(ticket.key)
+            lock = reuse.store._lock(key)
             if lock is None:  # somebody else is computing it
-                self.push_later(step, 0.02)
+                self.push_later(task, 0.02)
                 return True
-            self.locks[name] = ticket.key, lock
-            found = reuse.find(step, ticket)
-        if isinstance(found, str):
-            paths = [path for _, found_paths in marks.values() for path in found_paths]
-            files = {path: _named_mark(f"file {path}") for path in paths}
-            self.tickets[name] = ticket._replace(reason=found, files=files)
-            return False
-        self.unlock(name)
-        self.keep(step, {part: _Stored(reuse.store, found, part) for part in found.outputs})
-        self.keep(step, {name: _Stored(reuse.store, found)})
-        mark, saved = found.fingerprint, found.seconds
-        self.finish(_StepRun(name, "cached", saved=saved, fingerprint=mark))
-        return True
+            task.lock = key, lock
+            found = reuse.find(step, key)
+        if not isinstance(found, str):
+            run = _StepRun(step.name, "cached", saved=found.seconds, fingerprint=found.fingerprint)
+            self.complete(task, _stored(reuse.store, found), run)
+            return True
+        parts = reuse.parts(step, prints)
+        shown = {n: _brief(v) for n, v in args.items() if type(v) in _SCALARS}
+        task.reason = reuse.why(step, parts, shown, missing=found)
+        paths = [path for _, found_paths in marks.values() for path in found_paths]
+        files = tuple((path, _named_mark(f"file {path}")) for path in paths)
+        outputs = dict.fromkeys(step.outputs, "")
+        head = _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
+        task.job = task.job._replace(store=reuse.store, head=head, files=files)
+        return False
 
-    def unlock(self, name: str) -> None:
-        if name in self.locks:
-            self.policy.reuse.store._unlock(*self.locks.pop(name))
+    def unlock(self, task: _Task) -> None:
+        if task.lock is not None:
+            self.reuse.store._unlock(*task.lock)
+            task.lock = None
 
-    def receive(self, step: Step, began: float, value: Any, error: Exception | None) -> None:
-        """Take what a step's function returned or raised."""
-        if type(value) is CoroutineType:
-            future = self.background.submit(value)
-            self.running += 1
-            future.add_done_callback(lambda done: self.done.put((step, began, done)))
+    def receive(self, task: _Task, result: Any, error: Exception | None) -> None:
+        """Take what a call has returned or raised."""
+        step = task.step
+        if type(result) is CoroutineType:
+            self.fly(task, self.background.submit(result))
             return
-        seconds, name, attempts = _clock() - began, step.name, self.attempts[step.name]
+        if isinstance(error, _BadEntry):
+            self.distrust(error)
         if error is None:
             try:
-                made = _named_values(step, value)
-            except ResultError as wrong:
+                if not isinstance(result, _Made):  # of the plain loop, or of the event loop
+                    result = _Made(_named_values(step, result), _clock() - task.began)
+                if step._poke is not None and not result.values[step.name]:
+                    self.poke_again(task, *step._poke)
+                    return
+                if not any(isinstance(value, _Stored) for value in result.values.values()):
+                    result = _kept(task.job, result)
+            except Exception as wrong:
                 error = wrong
-            else:
-                ticket = self.tickets.get(name)
-                mark = self.store(step, ticket, made, seconds) if ticket and ticket.key else ""
-                self.keep(step, made)
-                reason = ticket.reason if ticket else ""
-                self.finish(_StepRun(name, "ran", seconds, reason, attempts, fingerprint=mark))
-                return
+        if error is None:
+            value = result.values.get(step.name)
+            mark = value.fingerprint if isinstance(value, _Stored) else ""
+            facts = (result.seconds, task.reason, task.attempts, None, 0.0, mark)
+            self.complete(task, result.values, _StepRun(step.name, "ran", *facts))
+            return
+        self.unlock(task)
+        where = f"element {task.index}: " if task.fan else ""
         if isinstance(error, Skip):
-            self.finish(_StepRun(name, "skipped", seconds, str(error), attempts))
-        elif attempts <= step.retries and not isinstance(error, ResultError | MutationError):
-            self.push_later(step, step.retry_delay * step.retry_backoff ** (attempts - 1))
+            seconds = _clock() - task.began
+            self.finish(_StepRun(step.name, "skipped", seconds, f"{where}{error}", task.attempts))
+        elif task.attempts <= step.retries and not isinstance(error, ResultError | MutationError):
+            self.emit("step retried", step.name, task, error=_error_line(error))
+            self.push_later(task, step.retry_delay * step.retry_backoff ** (task.attempts - 1))
         else:
-            _add_note(error, step, self.values)
-            if not self.policy.keep_going and self.failure is None:
-                self.failure = error
-            self.finish(_StepRun(name, "failed", seconds, "", attempts, error))
+            self.fail(task, error)
 
-    def store(self, step: Step, ticket: _Ticket, made: dict[str, Any], seconds: float) -> str:
-        """Keep the values of a step; in ``made`` they become loads from the store."""
-        reuse, outputs = self.policy.reuse, dict.fromkeys(step.outputs, "")
-        if any(_named_mark(f"file {path}") != mark for path, mark in ticket.files.items()):
-            return ""  # it changed while the step read it: who knows which of the two it saw
-        head = _Head(ticket.key, step.name, dict(ticket.parts), dict(ticket.shown), "", outputs,
-                     {}, 0.0, seconds, [])  # fmt: skip
-        value = [made[part] for part in outputs] if outputs else made[step.name]
-        kept = reuse.store._save(head, value)
-        if kept is None:
-            return ""
-        made.update({part: _Stored(reuse.store, kept, part) for part in outputs})
-        made[step.name] = _Stored(reuse.store, kept)
-        return kept.fingerprint
+    def poke_again(self, task: _Task, interval: float, timeout: float, soft_fail: bool) -> None:
+        """Check a sensor later, or give it up: after a check that failed, as Airflow does."""
+        step, task.attempts = task.step, task.attempts - 1
+        task.first = task.first or task.began
+        waited = _clock() - task.first
+        task.checks += 1
+        self.emit("step poked", step.name, task, attempts=task.checks)
+        if waited < timeout:
+            self.push_later(task, interval)
+            return
+        text = f"sensor '{step.name}' saw nothing within {timeout:g} s, in {task.checks} checks"
+        if soft_fail:
+            self.finish(_StepRun(step.name, "skipped", waited, text, task.checks))
+        else:
+            where = f"{text}\n  {step.definition}\n  raise timeout=, or see why it waits in vain"
+            self.fail(task, SensorTimeoutError(where, step=step.name))
 
-    def keep(self, step: Step, made: Mapping[str, Any]) -> None:
+    def complete(self, task: _Task, made: Mapping[str, Any], run: _StepRun) -> None:
+        """Take the values of a call that has ended well."""
+        self.unlock(task)
+        fan = task.fan
+        if fan is None:
+            self.keep(made)
+            self.finish(run)
+            return
+        if fan.closed:
+            return
+        for name, items in fan.made.items():
+            items[task.index] = made.get(name)
+        fan.left -= 1
+        fan.runs.append(run)
+        self.emit("map progress", run.name, task, status=run.status)
+        for follower in fan.followers:
+            self.follow(follower, task.index)
+        if fan.left == 0:
+            self.collect(fan)
+
+    def collect(self, fan: _Fan) -> None:
+        """Put the values of all elements into lists; the step is over."""
+        for name, items in fan.made.items():
+            lazy = any(isinstance(item, _Lazy) for item in items)
+            self.keep({name: _Mapped(items) if lazy else items})
+        ran = [run for run in fan.runs if run.status == "ran"]
+        mark = _joined(run.fingerprint for run in fan.runs) if fan.step.cache else ""
+        run = _StepRun(
+            fan.step.name,
+            "ran" if ran or not fan.runs else "cached",
+            sum(run.seconds for run in ran),
+            ran[0].reason if ran else "",
+            max((run.attempts for run in ran), default=1),
+            saved=sum(run.saved for run in fan.runs),
+            fingerprint=mark,
+        )
+        self.finish(run)
+
+    def keep(self, made: Mapping[str, Any]) -> None:
         for name, value in made.items():
             if self.uses[name] and name not in self.order.given:
                 self.values[name] = value
 
-    def finish(self, result: _StepRun) -> None:
-        """Record a step that is over, free what it needed, and make ready what waited for it."""
-        self.steps[result.name] = result
-        self.unlock(result.name)
-        for name in self.order.steps[self.place[result.name]].needs:
+    def fail(self, task: _Task, error: Exception) -> None:
+        step = task.step
+        if type(error).__name__ in _LOST:
+            names = sorted({step.name, *[other.step.name for other in self.flight.values()]})
+            error = WorkerError(
+                f"a worker process died while it ran {_listed(map(repr, names))}\n"
+                f"  {step.definition}\n  {_error_line(error)}",
+                step=step.name,
+            )
+        elif task.job.sent and "pickle" in str(error) and not _can_be_sent(step.function):
+            error = WorkerError(
+                f"step '{step.name}' cannot be sent to another process: {_error_line(error)}\n"
+                f"  {step.definition}\n  define it at the level of a module, use loky or Dask, "
+                "which send code too, or keep it here by local=True",
+                step=step.name,
+            )
+        else:
+            values = {n: self.values[n] for n in step.needs if n in self.values}
+            if task.fan is not None:
+                values |= {n: items[task.index] for n, items in task.fan.elements.items()}
+            _add_note(error, step, values, f", element {task.index}" if task.fan else "")
+        if not self.policy.keep_going and self.failure is None:
+            self.failure = error
+            for future in self.flight:
+                future.cancel()
+        seconds = _clock() - task.began
+        self.finish(_StepRun(step.name, "failed", seconds, "", task.attempts, error))
+
+    def finish(self, run: _StepRun) -> None:
+        """Record a step that is over, free what it needed, and open what waited for it."""
+        if run.name in self.steps:
+            return  # another element has ended it
+        self.steps[run.name] = run
+        facts = run._asdict() | {"error": _error_line(run.error)}
+        del facts["name"]
+        self.emit("step finished", run.name, **facts)
+        for name in self.by_name[run.name].needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
                 self.prints.pop(name, None)
-        for step in self.dependents.get(result.name, ()):
-            self.waiting[step.name] -= 1
-            if self.waiting[step.name] == 0:
-                self.push(step)
+        if run.name in self.fans:
+            fan = self.fans[run.name]
+            fan.closed = True
+            for follower in fan.followers if run.status in ("failed", "skipped") else ():
+                follower.closed = True
+                self.finish(_StepRun(follower.step.name, "skipped", reason=f"needs {run.name}"))
+        for step in self.dependents.get(run.name, ()):
+            if run.name in self.waiting[step.name]:
+                self.waiting[step.name].discard(run.name)
+                if not self.waiting[step.name]:
+                    self.open(step)
 
 
-def _marks(values: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprint what can be fingerprinted."""
-    marks = {}
-    for name, value in values.items():
-        with contextlib.suppress(_Opaque):
-            marks[name] = _fingerprint(value)
-    return marks
+# What the executors raise when a worker process has died.
+_LOST = ("BrokenProcessPool", "TerminatedWorkerError", "BrokenThreadPool", "KilledWorker")
 
 
-def _mutation_error(step: Step, name: str) -> MutationError:
-    return MutationError(
-        f"step '{step.name}' changed its argument '{name}' in place\n  {step.definition}\n"
-        "  change a copy and return that",
-        step=step.name,
-        name=name,
-    )
+def _can_be_sent(function: Any) -> bool:
+    import pickle
 
-
-def _private_copy(value: Any) -> Any:
-    """Copy a value that others need too, so that what a cached step does to it stays unseen.
-
-    Else a first run, in which the step runs, would differ from a second one, in which it does not.
-    """
     try:
-        return copy.deepcopy(value)
-    except Exception:
-        return value  # what cannot be copied is shared, as it is between steps that are not cached
+        pickle.dumps(function)
+    except Exception:  # pickle says it with whatever type
+        return False
+    return True
 
 
-class _Policy(NamedTuple):
-    """How a pipeline runs its steps."""
-
-    keep_going: bool
-    strict: bool
-    reuse: _Reuse
+def _add_note(
+    error: BaseException, step: Step, values: Mapping[str, Any], element: str = ""
+) -> None:
+    """Say on a step's exception which step it was, where, and with which values."""
+    shown = ", ".join(f"{name}={_brief(value)}" for name, value in values.items())
+    place = f"in step '{step.name}'{element} at {_place(step.function)}"
+    error.add_note(place + f", with {shown}" * bool(shown))
 
 
 def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome:
@@ -2946,16 +3576,16 @@ def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome
 
     Steps run in a plain loop, whose cost is next to nothing, until one does something that takes
     more: raises, skips, returns a coroutine. From there on the ready/done loop goes on, which runs
-    all of an order in which a step is cached.
+    all of an order if something in it needs more from the start.
     """
     ends = [_clock()]
     ended = ends.append
     get = values.__getitem__
     given = order.given
     first: tuple[float, Any, Exception | None] | None = None
-    plain = order.calls if order.plain and not policy.strict else ()
+    plain = order.plain and not policy.strict and policy.executor is None and not policy.listeners
     try:
-        for name, function, takes, keywords, outputs, drops in plain:
+        for name, function, takes, keywords, outputs, drops in order.calls if plain else ():
             if keywords:
                 value = function(*map(get, takes), **{a: values[n] for a, n in keywords})
             else:
@@ -2979,13 +3609,13 @@ def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome
     done = len(ends) - 1
     others: dict[str, _StepRun] = {}
     inputs = dict(values)
-    while done + len(others) < len(order.steps):
+    while done < len(order.steps):
         loop = _Loop(order, values, done, policy)
         try:
             loop.run(first)
             others = loop.steps
             break
-        except _Retry:
+        except _Again:
             values.clear()
             values.update(inputs)
         finally:
@@ -3012,6 +3642,11 @@ class Pipeline:
         mappings and pipelines are followed: a step that is defined anew is used by the next run.
     store : Store or path, optional
         Where results of cached steps are kept; default ``$DAGKIT_STORE`` or the folder ``.dagkit``.
+    executor : executor or dask.distributed.Client, optional
+        Where steps run: anything with the ``submit`` of ``concurrent.futures``; in the calling
+        thread by default. On a Dask client, intermediate values stay on the cluster.
+    on_event : callable or iterable of callables, optional
+        Called in the calling thread with each :class:`Event`.
     on_error : {"raise", "continue"}
         What a step's exception does: end the run, or only keep what needs that step from running.
     strict : bool
@@ -3041,6 +3676,8 @@ class Pipeline:
         self,
         *sources: Any,
         store: Store | str | os.PathLike[str] | None = None,
+        executor: Any = None,
+        on_event: _Listener | Iterable[_Listener] = (),
         on_error: Literal["raise", "continue"] = "raise",
         strict: bool = False,
     ) -> None:
@@ -3048,6 +3685,10 @@ class Pipeline:
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
         self._sources = tuple(map(_settled, sources))
         self._on_error, self._strict = on_error, strict
+        if executor is not None and not hasattr(executor, "submit"):
+            raise TypeError(f"executor={_brief(executor)}: expected an object with submit()")
+        self._executor = executor
+        self._listeners = [on_event] if callable(on_event) else [*on_event]
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
@@ -3192,15 +3833,28 @@ class Pipeline:
 
     def _run(self, targets: tuple[str, ...], inputs: dict[str, Any], distrusted: set[str]) -> Run:
         order, values, used = self._prepare(targets, inputs)
-        started = time.time()
+        started, listeners = time.time(), [*self._listeners]
+        logging = sys.modules.get("logging")
+        if logging and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
+            listeners.append(_log)
         reuse = _Reuse(self._store, self._codes, order)
         reuse.distrusted |= distrusted
-        policy = _Policy(self._on_error == "continue", self._strict, reuse)
-        outcome = _execute(order, values, policy)
+        keep_going = self._on_error == "continue"
+        policy = _Policy(reuse, keep_going, self._strict, self._executor, listeners)
+        if listeners:
+            _tell(listeners, Event("run started", started, done=0, total=len(order.steps)))
+        status = "failed"
+        try:
+            outcome = _execute(order, values, policy)
+            status = "ran"
+        finally:
+            if listeners:
+                ended = time.time()
+                _tell(listeners, Event("run finished", ended, "", status, ended - started))
         kept = {name: values[name] for name in order.targets if name in values}
 
-        def again(stored: _Stored, name: str) -> Any:
-            return self._run((name,), inputs, {*distrusted, stored.head.key})[name]
+        def again(name: str, key: str) -> Any:
+            return self._run((name,), inputs, {*distrusted, key})[name]
 
         return Run(self._title, used, kept, outcome, started, again)
 

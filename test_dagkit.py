@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -19,9 +20,11 @@ import textwrap
 import threading
 import time
 import types
+import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, assert_type
 
@@ -39,16 +42,20 @@ from dagkit import (
     DagkitWarning,
     DefaultsError,
     DuplicateNameError,
+    Event,
     MissingInputError,
     NoValueError,
     Pipeline,
     ResultError,
     Run,
+    SensorTimeoutError,
     Skip,
     SourceError,
     Step,
     StepError,
     UnknownNameError,
+    WorkerError,
+    sensor,
     step,
 )
 
@@ -106,8 +113,15 @@ def run_python(code: str, **environment: str) -> str:
 def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Messages show places relative to the working folder; a store is for one test."""
     monkeypatch.chdir(HERE)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGKIT_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The key that signs entries is made in a home of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 ########################################################################################
@@ -132,7 +146,9 @@ def test_every_error_is_public_and_survives_pickle_with_its_facts(error: type[Da
 
 def test_every_error_is_also_the_builtin_a_caller_expects() -> None:
     for error in ERRORS:
-        assert error is DagkitError or issubclass(error, TypeError | ValueError | KeyError)
+        assert error is DagkitError or issubclass(
+            error, TypeError | ValueError | KeyError | TimeoutError | RuntimeError
+        )
 
 
 def test_brief_values_are_short_and_name_shapes() -> None:
@@ -285,8 +301,8 @@ def test_unknown_option_error_has_the_nearest_name() -> None:
         step(retrys=2)  # type: ignore[call-overload]
     assert str(caught.value) == (
         "@step has no option 'retrys'\n"
-        "  known options: args, cache, local, name, outputs, retries, retry_backoff, retry_delay, "
-        "version; did you mean 'retries'?"
+        "  known options: args, cache, local, map, name, outputs, retries, retry_backoff, "
+        "retry_delay, version; did you mean 'retries'?"
     )
 
 
@@ -1125,6 +1141,685 @@ def test_failures_and_skips_agree_with_a_model(
 
 
 ########################################################################################
+### Execution: executors, maps, sensors, events
+########################################################################################
+
+EXECUTORS = ["sequential", "threads", "processes", "loky", "dask executor", "dask client"]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A real Dask cluster of two worker processes."""
+    import distributed
+
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as own,
+        distributed.Client(own) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Every executor, one after the other: the contract is the same on all of them."""
+    if request.param == "sequential":
+        yield None
+    elif request.param == "threads":
+        with ThreadPoolExecutor(2) as pool:
+            yield pool
+    elif request.param == "processes":
+        yield request.getfixturevalue("processes")
+    elif request.param == "loky":
+        import loky
+
+        yield loky.get_reusable_executor(2)
+    else:
+        client = request.getfixturevalue("cluster")
+        yield client if request.param == "dask client" else client.get_executor()
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def plus(double: int, y: int = 1) -> int:
+    return double + y
+
+
+def halves(plus: int) -> tuple[int, int]:
+    return plus // 2, plus - plus // 2
+
+
+def here(plus: int) -> int:
+    return os.getpid()
+
+
+def fails(double: int) -> None:
+    raise LookupError(f"no {double}")
+
+
+def skips(double: int) -> None:
+    raise Skip("not today")
+
+
+def copes(double: int, skips: int = -1) -> int:
+    return skips
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def negated(square: int) -> int:
+    return -square
+
+
+def summed(negated: list[int]) -> int:
+    return sum(negated)
+
+
+def picky(item: int) -> int:
+    if item == 3:
+        raise ValueError("not three")
+    return item
+
+
+def flaky_once(item: int, folder: Path) -> int:
+    """Fail at the first call for each item, in whatever process."""
+    try:
+        (folder / str(item)).touch(exist_ok=False)
+    except FileExistsError:
+        return item
+    raise ConnectionError(item)
+
+
+class Awkward(Exception):
+    """Pickles, but cannot be built again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def awkward() -> None:
+    raise Awkward(1, 2)
+
+
+def dies() -> None:
+    os._exit(3)
+
+
+async def later(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+squares = Step(square, map="item")
+negatives = Step(negated, map="square")
+
+
+def test_all_executors_give_the_same_values(executor: Any) -> None:
+    made = Pipeline(
+        double, plus, Step(halves, outputs=("low", "high")), skips, copes, later, executor=executor
+    )
+    run = made.run(x=10)
+    assert (run["plus"], run["low"], run["high"], run["copes"], run["later"]) == (
+        21,
+        10,
+        11,
+        -1,
+        11,
+    )
+    assert run.steps["skips"].reason == "not today"
+
+
+def test_only_targets_are_kept_on_all_executors(executor: Any) -> None:
+    made = Pipeline(double, plus, Step(halves, outputs=("low", "high")), executor=executor)
+    assert dict(made.run("high", x=1)) == {"high": 2}
+
+
+def test_local_steps_run_in_the_calling_process(executor: Any) -> None:
+    made = Pipeline(double, plus, Step(here, local=True), executor=executor)
+    assert made.run("here", x=1)["here"] == os.getpid()
+
+
+def test_a_failure_arrives_with_type_and_note_from_all_executors(executor: Any) -> None:
+    with pytest.raises(LookupError, match="no 20") as caught:
+        Pipeline(double, fails, plus, executor=executor).run(x=10)
+    where = f"in step 'fails' at {at(fails)}"
+    assert caught.value.__notes__ in (
+        [f"{where}, with double=20"],
+        [f"{where}, with double=<on the cluster>"],
+    )
+
+
+def test_on_error_continue_works_on_all_executors(executor: Any) -> None:
+    def after(fails: int) -> None: ...
+
+    run = Pipeline(double, fails, after, plus, executor=executor, on_error="continue").run(x=1)
+    assert run["plus"] == 3
+    assert {n: s.status for n, s in run.steps.items()} == {
+        "double": "ran",
+        "fails": "failed",
+        "after": "skipped",
+        "plus": "ran",
+    }
+
+
+def test_cached_steps_hit_on_all_executors(executor: Any, tmp_path: Path) -> None:
+    steps = [Step(double, cache=True), plus, Step(halves, outputs=("low", "high"), cache=True)]
+    made = Pipeline(steps, executor=executor, store=tmp_path / "s")
+    assert made.run("low", x=10)["low"] == 10
+    run = made.run("low", x=10)
+    assert (run["low"], run.steps["double"].status, run.steps["halves"].status) == (
+        10,
+        "cached",
+        "cached",
+    )
+
+
+def test_retries_work_on_all_executors(executor: Any, tmp_path: Path) -> None:
+    made = Pipeline(Step(flaky_once, retries=1), executor=executor)
+    run = made.run(item=1, folder=tmp_path)
+    assert (run["flaky_once"], run.steps["flaky_once"].attempts) == (1, 2)
+
+
+# Maps
+
+
+def test_a_map_calls_once_per_element_in_order(executor: Any) -> None:
+    run = Pipeline(squares, executor=executor).run(item=[3, 1, 2])
+    assert run["square"] == [9, 1, 4]
+
+
+def test_a_map_after_a_map_and_a_plain_step(executor: Any) -> None:
+    run = Pipeline(squares, negatives, summed, executor=executor).run("summed", item=range(30))
+    assert run["summed"] == -sum(i * i for i in range(30))
+
+
+def test_an_empty_map_gives_an_empty_list(executor: Any) -> None:
+    run = Pipeline(squares, negatives, summed, executor=executor).run(item=[])
+    assert (run["square"], run["negated"], run["summed"]) == ([], [], 0)
+
+
+def test_several_arguments_are_mapped_side_by_side() -> None:
+    def pair(a: int, b: str, c: int) -> str:
+        return f"{a}{b}{c}"
+
+    made = Pipeline(Step(pair, map=("a", "b")))
+    assert made.run(a=[1, 2], b="x y".split(), c=0)["pair"] == ["1x0", "2y0"]
+    with pytest.raises(ResultError) as caught:
+        made.run(a=[1, 2], b=["x"], c=0)
+    assert str(caught.value) == (
+        "step 'pair' maps over lists of different lengths: a 2, b 1\n"
+        f"  pair(a, b, c) at {at(pair)}\n  expected equal lengths"
+    )
+
+
+def test_a_map_over_what_is_no_list_is_an_error() -> None:
+    with pytest.raises(ResultError) as caught:
+        Pipeline(squares).run(item="abc")
+    assert str(caught.value) == (
+        "step 'square' maps over 'item', which is 'abc'\n"
+        f"  square(item) at {at(square)}\n  expected a list, or another iterable of elements"
+    )
+    with pytest.raises(StepError, match="has no argument 'items', which map= names"):
+        Step(square, map="items")
+
+
+def test_a_nested_list_is_mapped_one_level_deep() -> None:
+    made = Pipeline(Step(lambda row: sum(row), name="sums", map="row"))
+    assert made.run(row=[[1, 2], [3]])["sums"] == [3, 3]
+
+
+def test_outputs_of_a_mapped_step_are_lists() -> None:
+    made = Pipeline(Step(lambda x: (x, -x), name="both", map="x", outputs=("up", "down")))
+    run = made.run(x=[1, 2])
+    assert (run["up"], run["down"]) == ([1, 2], [-1, -2])
+
+
+def test_failures_of_a_map_name_index_and_element(executor: Any) -> None:
+    with pytest.raises(ValueError, match="not three") as caught:
+        Pipeline(Step(picky, map="item"), executor=executor).run(item=[1, 2, 3, 4])
+    assert caught.value.__notes__ == [f"in step 'picky', element 2 at {at(picky)}, with item=3"]
+
+
+def test_a_failed_map_skips_what_follows_it_element_by_element(executor: Any) -> None:
+    steps = [Step(picky, map="item"), Step(square, args={"item": "picky"}, map="item")]
+    run = Pipeline(steps, executor=executor, on_error="continue").run(item=[1, 2, 3, 4])
+    assert {n: s.status for n, s in run.steps.items()} == {"picky": "failed", "square": "skipped"}
+    assert run.steps["square"].reason == "needs picky"
+
+
+def test_every_element_has_its_own_retries_and_entry(executor: Any, tmp_path: Path) -> None:
+    (tmp_path / "seen").mkdir()
+    made = Pipeline(
+        Step(flaky_once, map="item", retries=1, cache=True),
+        executor=executor,
+        store=tmp_path / "store",
+    )
+    run = made.run(item=[1, 2, 3], folder=tmp_path / "seen")
+    assert run["flaky_once"] == [1, 2, 3]
+
+
+def test_one_new_element_is_one_call(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def count(item: int, calls: str) -> int:
+        with open(calls, "a") as file:
+            file.write(f"{item} ")
+        return -item
+
+    made = Pipeline(Step(count, map="item", cache=True))
+    assert made.run(item=[1, 2, 3], calls=str(calls))["count"] == [-1, -2, -3]
+    assert made.plan(item=[1, 2, 3], calls=str(calls))["count"].status == "fresh"
+    assert made.plan(item=[1, 2, 3, 4], calls=str(calls))["count"].status == "stale"
+    run = made.run(item=[3, 2, 1, 4], calls=str(calls))
+    assert run["count"] == [-3, -2, -1, -4]
+    assert calls.read_text() == "1 2 3 4 "
+    assert made.run(item=[2], calls=str(calls)).steps["count"].status == "cached"
+
+
+def test_a_map_after_a_map_has_no_barrier() -> None:
+    """The second element of the first step waits for the first element of the second step."""
+    passed = threading.Event()
+
+    def first(item: int) -> int:
+        if item == 1:
+            assert passed.wait(30)
+        return item
+
+    def second(first: int) -> int:
+        passed.set()
+        return first
+
+    with ThreadPoolExecutor(2) as pool:
+        made = Pipeline(Step(first, map="item"), Step(second, map="first"), executor=pool)
+        assert made.run("second", item=[0, 1])["second"] == [0, 1]
+
+
+def test_a_long_map_keeps_few_elements_in_flight() -> None:
+    most = [0]
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            most[0] = max(most[0], self._work_queue.qsize())
+            return super().submit(*args, **kwargs)
+
+    with Counting(2) as pool:
+        run = Pipeline(squares, executor=pool).run(item=range(3000))
+    assert run["square"][-1] == 2999**2
+    assert most[0] <= 4 * 2 + 4
+
+
+# Order, failures, processes
+
+
+def test_ready_steps_start_with_the_longest_remaining_path() -> None:
+    started: list[str] = []
+
+    def named(name: str) -> Step:
+        return Step(lambda **_: started.append(name), name=name, args={"x": "x"})
+
+    chain = [Step(lambda **_: 0, name=f"a{i}", args={"p": f"a{i - 1}"}) for i in range(2, 5)]
+    with ThreadPoolExecutor(1) as pool:
+        Pipeline(named("b"), named("c"), named("a1"), chain, executor=pool).run(x=0)
+    assert started == ["a1", "b", "c"]
+
+
+def test_the_first_failure_lets_running_steps_end_and_keeps_their_results(tmp_path: Path) -> None:
+    failed = threading.Event()
+
+    def breaks() -> None:
+        failed.set()
+        raise ValueError("first")
+
+    def slow() -> int:
+        assert failed.wait(30)
+        return 5
+
+    with ThreadPoolExecutor(2) as pool:
+        made = Pipeline(Step(slow, cache=True), breaks, executor=pool, store=tmp_path / "s")
+        with pytest.raises(ValueError, match="first"):
+            made.run()
+    assert Pipeline(Step(slow, cache=True), store=tmp_path / "s").run().steps["slow"].status in (
+        "cached",
+        "ran",
+    )
+
+
+def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_text() -> None:
+    """In a process of its own, since Dask teaches pickle to rebuild any exception."""
+    code = """
+        from concurrent.futures import ProcessPoolExecutor
+        from dagkit import Pipeline, WorkerError
+        from test_dagkit import awkward
+        with ProcessPoolExecutor(1) as pool:
+            try:
+                Pipeline(awkward, executor=pool).run()
+            except WorkerError as error:
+                print(str(error).splitlines()[0])
+            print(pool.submit(int, "7").result())
+    """
+    assert run_python(code) == "Awkward: 1 and 2\n7\n"
+
+
+def test_a_remote_exception_brings_its_traceback(processes: ProcessPoolExecutor) -> None:
+    with pytest.raises(LookupError) as caught:
+        Pipeline(double, fails, executor=processes).run(x=1)
+    assert "in fails" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("kind", ["processes", "loky"])
+def test_a_killed_worker_is_an_error_that_names_the_step(kind: str) -> None:
+    if kind == "processes":
+        pool: Any = ProcessPoolExecutor(1)
+    else:
+        import loky
+
+        pool = loky.ProcessPoolExecutor(1)
+    with pool, pytest.raises(WorkerError) as caught:
+        Pipeline(dies, executor=pool).run()
+    assert str(caught.value).startswith(
+        f"a worker process died while it ran 'dies'\n  dies() at {at(dies)}\n"
+    )
+    assert caught.value.step == "dies"
+
+
+def test_what_cannot_be_sent_to_a_process_is_an_error_that_says_what_to_do(
+    processes: ProcessPoolExecutor,
+) -> None:
+    with pytest.raises(WorkerError) as caught:
+        Pipeline(Step(lambda: 1, name="one"), executor=processes).run()
+    message = str(caught.value)
+    assert message.startswith("step 'one' cannot be sent to another process: ")
+    assert message.endswith(
+        "define it at the level of a module, use loky or Dask, which send code too, "
+        "or keep it here by local=True"
+    )
+
+
+def test_loky_runs_lambdas() -> None:
+    import loky
+
+    pool = loky.get_reusable_executor(2)
+    assert Pipeline(Step(lambda x: x + 1, name="more"), executor=pool).run(x=1)["more"] == 2
+
+
+def test_an_executor_without_submit_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"executor=3: expected an object with submit\(\)"):
+        Pipeline(double, executor=3)
+
+
+def big(n: int) -> Any:
+    return np.ones(n)
+
+
+def bigger(big: Any) -> Any:
+    return big + 1
+
+
+def small(bigger: Any) -> float:
+    return float(bigger.sum())
+
+
+def test_values_stay_on_the_cluster(cluster: Any) -> None:
+    """Shown by the bytes that reach this process: 8 MB are made and passed on, none arrives."""
+    gathered: list[Any] = []
+    real = cluster.__class__._gather
+
+    async def gather(self: Any, futures: Any, *args: Any, **kwargs: Any) -> Any:
+        result = await real(self, futures, *args, **kwargs)
+        gathered.extend(result if isinstance(result, list) else [result])
+        return result
+
+    cluster.__class__._gather = gather
+    try:
+        run = Pipeline(big, bigger, small, executor=cluster).run("small", n=1_000_000)
+        assert run["small"] == 2_000_000.0
+    finally:
+        cluster.__class__._gather = real
+    assert sum(len(pickle.dumps(value)) for value in gathered) < 10_000
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_ctrl_c_ends_a_parallel_run_cleanly(kind: str, tmp_path: Path) -> None:
+    """No new work, no zombie, and a store that still works; under 2 s beside the running steps."""
+    pool = {"threads": "ThreadPoolExecutor", "processes": "ProcessPoolExecutor"}[kind]
+    (tmp_path / "wide.py").write_text(
+        "import sys, time\n"
+        "from concurrent.futures import *\n"
+        "from dagkit import Pipeline, Step\n"
+        "def slow(item):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(0.5)\n"
+        "    return item\n"
+        "if __name__ == '__main__':\n"
+        f"    with {pool}(2) as pool:\n"
+        "        try:\n"
+        "            Pipeline(Step(slow, map='item', cache=True), executor=pool).run(item=range(999))\n"
+        "        except KeyboardInterrupt:\n"
+        "            print('stopped', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "wide.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out = process.communicate(timeout=30)[0]
+        assert time.monotonic() - began < 10
+        assert "stopped" in out
+        assert out.count("ready") < 40
+
+
+# Sensors
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time that passes only by waiting; the list holds the present."""
+    now = [100.0]
+
+    def wait(done: Any, seconds: float | None) -> Any:
+        if not done.empty():
+            return done.get()
+        assert seconds is not None
+        now[0] += seconds
+        return None
+
+    monkeypatch.setattr(dagkit, "_clock", lambda: now[0])
+    monkeypatch.setattr(dagkit, "_wait", wait)
+    return now
+
+
+def test_a_sensor_checks_at_once_and_then_every_interval(clock: list[float]) -> None:
+    checks: list[float] = []
+
+    @sensor(poke_interval=30)
+    def arrived() -> str | None:
+        checks.append(clock[0])
+        return "file" if len(checks) == 4 else None
+
+    run = Pipeline(arrived, Step(lambda arrived: arrived * 2, name="use")).run()
+    assert run["use"] == "filefile"
+    assert checks == [100.0, 130.0, 160.0, 190.0]
+
+
+def test_a_sensor_gives_up_after_a_failed_check_past_its_timeout(clock: list[float]) -> None:
+    checks: list[float] = []
+
+    @sensor(poke_interval=30, timeout=70, retries=5)
+    def arrived() -> None:
+        checks.append(clock[0])
+
+    with pytest.raises(SensorTimeoutError) as caught:
+        Pipeline(arrived).run()
+    assert checks == [100.0, 130.0, 160.0, 190.0]
+    assert str(caught.value) == (
+        "sensor 'arrived' saw nothing within 70 s, in 4 checks\n"
+        f"  arrived() at {at(arrived)}\n  raise timeout=, or see why it waits in vain"
+    )
+
+
+def test_soft_fail_turns_the_timeout_into_a_skip(clock: list[float]) -> None:
+    @sensor(poke_interval=1, timeout=0, soft_fail=True)
+    def arrived() -> bool:
+        return False
+
+    def copes(arrived: bool = False) -> str:
+        return f"{arrived}"
+
+    run = Pipeline(arrived, copes).run()
+    assert run.steps["arrived"].status == "skipped"
+    assert run["copes"] == "False"
+
+
+def test_an_exception_fails_a_sensor() -> None:
+    @sensor(poke_interval=0)
+    def arrived() -> bool:
+        raise PermissionError("no")
+
+    with pytest.raises(PermissionError):
+        Pipeline(arrived).run()
+
+
+def test_a_sensor_holds_no_worker_between_checks() -> None:
+    """On one worker, the sensor waits for what runs after its first check."""
+    seen = threading.Event()
+
+    def other() -> bool:
+        seen.set()
+        return True
+
+    def arrived() -> bool:
+        return seen.is_set()
+
+    with ThreadPoolExecutor(1) as pool:
+        made = Pipeline(sensor(poke_interval=0.01)(arrived), other, executor=pool)
+        assert made.run()["arrived"] is True
+
+
+def test_a_sensor_has_no_cache_and_no_map() -> None:
+    with pytest.raises(StepError, match="@sensor has no option 'cache' or 'map'"):
+        sensor(cache=True)(double)
+    with pytest.raises(StepError, match="poke_interval=-1; expected seconds"):
+        sensor(poke_interval=-1)(double)
+
+
+# Events
+
+
+def test_listeners_see_every_change_in_the_calling_thread(executor: Any) -> None:
+    seen: list[tuple[str, str, str]] = []
+    threads: set[int] = set()
+
+    def listen(event: Event) -> None:
+        threads.add(threading.get_ident())
+        seen.append((event.kind, event.step, event.status))
+        json.dumps(dataclasses.asdict(event))
+
+    Pipeline(double, plus, executor=executor, on_event=listen).run(x=1)
+    assert threads == {threading.get_ident()}
+    assert seen == [
+        ("run started", "", ""),
+        ("step started", "double", ""),
+        ("step finished", "double", "ran"),
+        ("step started", "plus", ""),
+        ("step finished", "plus", "ran"),
+        ("run finished", "", "ran"),
+    ]
+
+
+def test_retries_pokes_and_maps_are_events(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    answers = iter([0, 1])
+
+    def arrived() -> int:
+        return next(answers)
+
+    made = Pipeline(
+        Step(flaky_once, map="item", retries=1),
+        sensor(poke_interval=0)(arrived),
+        on_event=[seen.append],
+    )
+    made.run(item=[1, 2], folder=tmp_path)
+    kinds = Counter(event.kind for event in seen)
+    assert (kinds["step retried"], kinds["step poked"]) == (2, 1)
+    progress = [e for e in seen if e.kind == "map progress" and e.step == "flaky_once"]
+    assert [(e.done, e.total) for e in progress] == [(1, 2), (2, 2)]
+
+
+def test_a_listener_that_raises_gives_one_warning_and_stops_nothing() -> None:
+    def broken(event: Event) -> None:
+        raise OSError("full")
+
+    with pytest.warns(DagkitWarning) as caught:
+        assert Pipeline(double, plus, on_event=broken).run(x=1)["plus"] == 3
+    assert len(caught) == 1
+    assert "OSError: full" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+def test_the_logger_dagkit_tells_what_happens(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="dagkit"):
+        Pipeline(double).run(x=1)
+    assert [r.getMessage() for r in caplog.records] == [
+        "run started",
+        "step started double",
+        "step finished double ran",
+        "run finished ran",
+    ]
+
+
+def test_without_listeners_the_root_logger_is_left_alone() -> None:
+    assert run_python("import logging, dagkit; print(logging.getLogger().handlers)") == "[]\n"
+
+
+@hypothesis.given(dags(), st.randoms(use_true_random=False))
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_random_dags_with_failures_skips_and_retries_agree_with_the_sequential_run(
+    dag: list[tuple[str, list[str]]], draw: random.Random
+) -> None:
+    fate = {name: draw.choice(["ran", "ran", "ran", "ran", "failed", "skipped"]) for name, _ in dag}
+
+    def make(name: str, needs: list[str]) -> Step:
+        tried = []
+
+        def body(**values: int) -> int:
+            tried.append(1)
+            if fate[name] == "failed" or len(tried) == 1:
+                raise ValueError(name)
+            if fate[name] == "skipped":
+                raise Skip(name)
+            return 1 + sum(values.values())
+
+        args = {need: need for need in needs} or None
+        return Step(body if needs else lambda: body(), name=name, args=args, retries=1)
+
+    def outcome(executor: Any) -> Any:
+        steps = [make(name, needs) for name, needs in dag]
+        run = Pipeline(steps, executor=executor, on_error="continue").run()
+        return dict(run), {n: (s.status, s.reason) for n, s in sorted(run.steps.items())}
+
+    with ThreadPoolExecutor(3) as pool:
+        assert outcome(pool) == outcome(None)
+
+
+########################################################################################
 ### Pipeline
 ########################################################################################
 
@@ -1232,7 +1927,7 @@ def test_any_argument_name_is_usable_as_an_input() -> None:
 
 def test_repr_counts_steps_and_names_what_nothing_needs(shop: Pipeline) -> None:
     assert repr(shop) == "<Pipeline 'pipeline': 4 steps, 2 inputs, targets mean, spread>"
-    assert repr(Pipeline(__name__)).startswith("<Pipeline 'test_dagkit': 3 steps, 2 inputs")
+    assert repr(Pipeline(__name__)).startswith("<Pipeline 'test_dagkit': 5 steps, 3 inputs")
 
 
 def test_importing_dagkit_and_a_run_import_no_networkx() -> None:
