@@ -584,6 +584,12 @@ def step(function: Any = None, /, **options: Any) -> Any:
     return _marked(function, "step", options)
 
 
+@overload
+def sensor(function: _F, /) -> _F: ...
+@overload
+def sensor(
+    *, poke_interval: float = ..., timeout: float = ..., soft_fail: bool = ..., **options: Any
+) -> Callable[[_F], _F]: ...
 def sensor(
     function: Any = None,
     /,
@@ -2886,11 +2892,14 @@ def _work(job: _Job, *args: Any) -> Any:
     """
     step = job.step
     values = [value.load() if isinstance(value, _Lazy) else value for value in args]
-    count, before = len(step._takes), _marks(values) if job.strict else []
-    names = [argument for argument, _ in step._keywords]
+    before, keywords = _marks(values) if job.strict else [], {}
+    if step._keywords:
+        count = len(step._takes)
+        pairs = zip(step._keywords, values[count:], strict=True)
+        keywords, values[count:] = {argument: value for (argument, _), value in pairs}, []
     began, token = _clock(), _inside.set(True)
     try:
-        result = step.function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+        result = step.function(*values, **keywords)
         if type(result) is CoroutineType:
             if not job.sent:
                 return result
@@ -2899,8 +2908,9 @@ def _work(job: _Job, *args: Any) -> Any:
             result = asyncio.run(result)
         seconds = _clock() - began
         if before:
-            _check_unchanged(step, before, _marks(values))
-        return _kept(job, _Made(_named_values(step, result), seconds))
+            _check_unchanged(step, before, _marks([*values, *keywords.values()]))
+        made = _Made(_named_values(step, result), seconds)
+        return made if job.head is None else _kept(job, made)
     except Exception as error:
         raise error if job.home == os.getpid() else _sendable(error)  # noqa: B904
     finally:
@@ -3043,6 +3053,12 @@ class _Remote(_Lazy):
         return str(self.client.submit(_fingerprint, self.future, pure=False).result())
 
 
+def _is_remote(value: Any) -> bool:
+    return isinstance(value, _Remote) or (
+        isinstance(value, _Mapped) and any(isinstance(item, _Remote) for item in value.items)
+    )
+
+
 def _made_value(made: _Made, name: str) -> Any:
     return made.values[name]
 
@@ -3050,11 +3066,15 @@ def _made_value(made: _Made, name: str) -> Any:
 class _Task:
     """A call that the loop has to make: of a step, or for one element of a mapped one."""
 
+    __slots__ = (
+        "attempts", "began", "checks", "fan", "first", "index", "job", "lock", "reason", "step"
+    )  # fmt: skip
+
     def __init__(self, step: Step, fan: _Fan | None = None, index: int = 0) -> None:
         self.step, self.fan, self.index = step, fan, index
         self.attempts = self.checks = 0
         self.began = self.first = 0.0
-        self.job = _Job(step)
+        self.job: _Job | None = None  # as it was prepared to be kept
         self.reason = ""
         self.lock: tuple[str, int] | None = None
 
@@ -3102,8 +3122,10 @@ class _Loop:
         self.by_name = {step.name: step for step in self.todo}
         self.makers = {value: step.name for step in self.todo for value in step.values}
         self.failure: BaseException | None = None
+        self.home = os.getpid()
         self.flight: dict[Any, _Task] = {}
         self.count = itertools.count()
+        self.over: deque[Step] = deque()  # steps for which the waiting is over
         self.ready: list[tuple[bool, float, int, _Task | _Fan]] = []
         self.later: list[tuple[float, int, _Task]] = []
         self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -3115,11 +3137,15 @@ class _Loop:
         self.uses = Counter([*order.targets, *values])
         self.waiting: dict[str, set[str]] = {}
         self.dependents: dict[str, list[Step]] = {}
+        uses, makers, given = self.uses, self.makers, order.given
         for step in self.todo:
-            self.uses.update(step.needs)
-            made = [name for name in step.needs if name in self.makers and name not in order.given]
-            self.waiting[step.name] = {self.makers[name] for name in made}
-            for maker in self.waiting[step.name]:
+            waiting: set[str] = set()
+            for name in step._needs:
+                uses[name] += 1
+                if name in makers and name not in given:
+                    waiting.add(makers[name])
+            self.waiting[step.name] = waiting
+            for maker in waiting:
                 self.dependents.setdefault(maker, []).append(step)
         self.urgency = self.measure()
 
@@ -3146,15 +3172,14 @@ class _Loop:
 
     def run(self, first: tuple[float, Any, Exception | None] | None = None) -> None:
         """Run all; ``first`` is what the plain loop already got from the first step, if it did."""
-        for step in self.todo[first is not None :]:
-            if not self.waiting[step.name]:
-                self.open(step)
+        rest = self.todo[first is not None :]
+        self.over.extend([step for step in rest if not self.waiting[step.name]])
         try:
             if first is not None:
                 task = _Task(self.todo[0])
                 task.attempts, task.began = 1, first[0]
                 self.receive(task, *first[1:])
-            while self.flight or (self.failure is None and (self.ready or self.later)):
+            while self.flight or (self.failure is None and (self.over or self.ready or self.later)):
                 self.turn()
         finally:
             for future, task in self.flight.items():
@@ -3175,14 +3200,18 @@ class _Loop:
         """Start the most urgent task, or else wait for whatever comes next."""
         seconds: float | None = None
         if self.failure is None:
+            while self.over:
+                self.open(self.over.popleft())
             while self.later and self.later[0][0] <= _clock():
                 self.push(heapq.heappop(self.later)[2])
             if self.ready and (self.pool is None or len(self.flight) < self.pool.limit):
                 self.begin(self.pop())
-                if self.done.empty():
+                if not self.flight or self.done.empty():
                     return
             elif self.later:
                 seconds = max(0.0, self.later[0][0] - _clock())
+            elif not self.flight:
+                return
         future = _wait(self.done, seconds)
         if future is None:
             return
@@ -3191,8 +3220,8 @@ class _Loop:
             self.unlock(task)
             return
         try:
-            client = self.pool.client if self.pool and task.job.sent else None
-            if client is None or task.job.head is not None or task.step._poke is not None:
+            job, client = task.job, self.pool.client if self.pool is not None else None
+            if client is None or not job or not job.sent or job.head or task.step._poke:
                 result = future.result()
             elif (raised := future.exception()) is not None:
                 raise raised
@@ -3228,8 +3257,8 @@ class _Loop:
 
     def open(self, step: Step) -> None:
         """Skip a step, or make its first call ready, now that all it waits for is over."""
-        streams = {n: self.fans[self.makers[n]] for n in step.needs if self.streams(step, n)}
-        for name in step.needs:
+        streams = {n: self.fans[self.makers[n]] for n in step._over if self.streams(step, n)}
+        for name in step._needs:
             if name not in self.values and name not in step._defaults and name not in streams:
                 self.finish(_StepRun(step.name, "skipped", reason=f"needs {self.makers[name]}"))
                 return
@@ -3250,7 +3279,7 @@ class _Loop:
             if self.streams(dependent, step.name) and step.name in self.waiting[dependent.name]:
                 self.waiting[dependent.name].discard(step.name)
                 if not self.waiting[dependent.name]:
-                    self.open(dependent)
+                    self.over.append(dependent)
         if fan.size == 0:
             self.collect(fan)
         elif not streams:
@@ -3306,23 +3335,26 @@ class _Loop:
             return
         step, values, fan = task.step, self.values, task.fan
         # An argument whose step was skipped or failed takes its default.
-        args = {n: values[n] if n in values else step._defaults.get(n) for n in step.needs}
+        args = {n: values[n] if n in values else step._defaults.get(n) for n in step._needs}
         if fan is not None:
             args |= {name: items[task.index] for name, items in fan.elements.items()}
         if step.cache and not task.attempts and self.reused(task, args):
             return
-        if not task.attempts and not task.checks:
+        if self.policy.listeners and not task.attempts and not task.checks:
             self.emit("step started", step.name, task, reason=task.reason)
         task.attempts += 1
         sent = self.pool is not None and not step.local and not step._is_async
-        task.job = task.job._replace(strict=self.policy.strict, home=os.getpid(), sent=sent)
-        if not sent or (self.pool and self.pool.threads):
+        if task.job is None:
+            task.job = _Job(step, self.policy.strict, self.home, sent)
+        if self.reuse.made and (not sent or (self.pool and self.pool.threads)):
             if task.job.head is None:
                 self.prints.clear()  # it may change what it is given
             else:
                 shared = {n for n in args if self.uses[n] > 1 or (fan and n not in fan.elements)}
                 args |= {n: _private_copy(args[n]) for n in shared if type(args[n]) not in _SCALARS}
-        listed = [args[name] for name in (*step._takes, *[name for _, name in step._keywords])]
+        listed = [*map(args.__getitem__, step._takes)]
+        if step._keywords:
+            listed += [args[name] for _, name in step._keywords]
         args.clear()
         task.began, result, error = _clock(), None, None
         try:
@@ -3390,7 +3422,9 @@ class _Loop:
         files = tuple((path, _named_mark(f"file {path}")) for path in paths)
         outputs = dict.fromkeys(step.outputs, "")
         head = _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
-        task.job = task.job._replace(store=reuse.store, head=head, files=files)
+        sent = self.pool is not None and not step.local and not step._is_async
+        strict = self.policy.strict
+        task.job = _Job(step, strict, self.home, sent, reuse.store, head, files)
         return False
 
     def unlock(self, task: _Task) -> None:
@@ -3408,18 +3442,20 @@ class _Loop:
             self.distrust(error)
         if error is None:
             try:
-                if not isinstance(result, _Made):  # of the plain loop, or of the event loop
+                if type(result) is not _Made:  # of the plain loop, or of the event loop
                     result = _Made(_named_values(step, result), _clock() - task.began)
                 if step._poke is not None and not result.values[step.name]:
                     self.poke_again(task, *step._poke)
                     return
-                if not any(isinstance(value, _Stored) for value in result.values.values()):
-                    result = _kept(task.job, result)
+                mark = ""
+                if task.job is not None and task.job.head is not None:
+                    if not isinstance(result.values[step.name], _Stored):
+                        result = _kept(task.job, result)
+                    value = result.values[step.name]
+                    mark = value.fingerprint if isinstance(value, _Stored) else ""
             except Exception as wrong:
                 error = wrong
         if error is None:
-            value = result.values.get(step.name)
-            mark = value.fingerprint if isinstance(value, _Stored) else ""
             facts = (result.seconds, task.reason, task.attempts, None, 0.0, mark)
             self.complete(task, result.values, _StepRun(step.name, "ran", *facts))
             return
@@ -3453,7 +3489,8 @@ class _Loop:
 
     def complete(self, task: _Task, made: Mapping[str, Any], run: _StepRun) -> None:
         """Take the values of a call that has ended well."""
-        self.unlock(task)
+        if task.lock is not None:
+            self.unlock(task)
         fan = task.fan
         if fan is None:
             self.keep(made)
@@ -3503,7 +3540,12 @@ class _Loop:
                 f"  {step.definition}\n  {_error_line(error)}",
                 step=step.name,
             )
-        elif task.job.sent and "pickle" in str(error) and not _can_be_sent(step.function):
+        elif (
+            task.job
+            and task.job.sent
+            and "pickle" in str(error)
+            and not _can_be_sent(step.function)
+        ):
             error = WorkerError(
                 f"step '{step.name}' cannot be sent to another process: {_error_line(error)}\n"
                 f"  {step.definition}\n  define it at the level of a module, use loky or Dask, "
@@ -3527,10 +3569,11 @@ class _Loop:
         if run.name in self.steps:
             return  # another element has ended it
         self.steps[run.name] = run
-        facts = run._asdict() | {"error": _error_line(run.error)}
-        del facts["name"]
-        self.emit("step finished", run.name, **facts)
-        for name in self.by_name[run.name].needs:
+        if self.policy.listeners:
+            facts = run._asdict() | {"error": _error_line(run.error)}
+            del facts["name"]
+            self.emit("step finished", run.name, **facts)
+        for name in self.by_name[run.name]._needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
@@ -3545,7 +3588,7 @@ class _Loop:
             if run.name in self.waiting[step.name]:
                 self.waiting[step.name].discard(run.name)
                 if not self.waiting[step.name]:
-                    self.open(step)
+                    self.over.append(step)
 
 
 # What the executors raise when a worker process has died.
@@ -3851,7 +3894,9 @@ class Pipeline:
             if listeners:
                 ended = time.time()
                 _tell(listeners, Event("run finished", ended, "", status, ended - started))
+        # What lies in a store is loaded when it is asked for; a cluster may be gone by then.
         kept = {name: values[name] for name in order.targets if name in values}
+        kept = {n: v.load() if _is_remote(v) else v for n, v in kept.items()}
 
         def again(name: str, key: str) -> Any:
             return self._run((name,), inputs, {*distrusted, key})[name]

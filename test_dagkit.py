@@ -118,7 +118,7 @@ def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The key that signs entries is made in a home of the tests' own."""
+    """Make the key that signs entries in a home of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
@@ -1149,7 +1149,7 @@ EXECUTORS = ["sequential", "threads", "processes", "loky", "dask executor", "das
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
-    """A real Dask cluster of two worker processes."""
+    """Start a real Dask cluster of two worker processes."""
     import distributed
 
     with (
@@ -1353,7 +1353,7 @@ def test_several_arguments_are_mapped_side_by_side() -> None:
         return f"{a}{b}{c}"
 
     made = Pipeline(Step(pair, map=("a", "b")))
-    assert made.run(a=[1, 2], b="x y".split(), c=0)["pair"] == ["1x0", "2y0"]
+    assert made.run(a=[1, 2], b=["x", "y"], c=0)["pair"] == ["1x0", "2y0"]
     with pytest.raises(ResultError) as caught:
         made.run(a=[1, 2], b=["x"], c=0)
     assert str(caught.value) == (
@@ -1603,7 +1603,8 @@ def test_ctrl_c_ends_a_parallel_run_cleanly(kind: str, tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         f"    with {pool}(2) as pool:\n"
         "        try:\n"
-        "            Pipeline(Step(slow, map='item', cache=True), executor=pool).run(item=range(999))\n"
+        "            wide = Pipeline(Step(slow, map='item', cache=True), executor=pool)\n"
+        "            wide.run(item=range(999))\n"
         "        except KeyboardInterrupt:\n"
         "            print('stopped', flush=True)\n"
     )
@@ -2000,6 +2001,9 @@ EXAMPLES = {
     "ml.py": "another weak one, nothing else refitted",
     "failures.py": "did you mean 'report'?",
     "caching.py": "code changed: helper centre",
+    "parallel.py": "equal results: True",
+    "dask_cluster.py": "2 workers, equal results: True",
+    "tqdm_progress.py": "100 squares, the last one 9801",
 }
 
 

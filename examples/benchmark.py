@@ -3,7 +3,7 @@
 Every ratio is the median of interleaved repeats in one process, since machines are shared and
 noisy: first the loop, then dagkit, then the loop again. Peers join the table where they are
 installed. Run ``python examples/benchmark.py`` for all, or name parts of it: ``run``, ``import``,
-``cache``.
+``cache``, ``parallel``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import inspect
 import itertools
 import os
 import pickle
+import queue
 import random
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,123 @@ def cache_peers(folder: str) -> dict[str, Callable[[bytes], Callable[[], Any]]]:
     return found
 
 
+def pool_loop(functions: Functions, needs: list[tuple[str, ...]], pool: Any) -> dict[str, Any]:
+    """Run functions on a pool as soon as what they need is there: what one would write by hand."""
+    by_name = {function.__name__: function for function in functions}
+    values: dict[str, Any] = {}
+    waiting = {f.__name__: len(n) for f, n in zip(functions, needs, strict=True)}
+    wants = {f.__name__: n for f, n in zip(functions, needs, strict=True)}
+    dependents: dict[str, list[str]] = {name: [] for name in waiting}
+    for name, names in wants.items():
+        for need in names:
+            dependents[need].append(name)
+    running: dict[Any, str] = {}
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def submit(name: str) -> None:
+        future = pool.submit(by_name[name], *[values[need] for need in wants[name]])
+        running[future] = name
+        future.add_done_callback(done.put)
+
+    for name, count in waiting.items():
+        if count == 0:
+            submit(name)
+    while running:
+        future = done.get()
+        name = running.pop(future)
+        values[name] = future.result()
+        for dependent in dependents[name]:
+            waiting[dependent] -= 1
+            if waiting[dependent] == 0:
+                submit(dependent)
+    return values
+
+
+def nap(previous: int = 0) -> int:
+    """Wait ten milliseconds."""
+    time.sleep(0.01)
+    return 1
+
+
+def crunch(number: int) -> int:
+    """Keep a core busy for some 200 ms."""
+    total = 0
+    for i in range(2_500_000):
+        total += i ^ number
+    return total
+
+
+def grow(array: Any) -> Any:
+    """Give an array of 10 MB."""
+    return array + 1
+
+
+def identity(x: int) -> int:
+    """Give back what it gets."""
+    return x
+
+
+def measure_parallel() -> None:
+    """Print ratios to bare pools: short steps, waiting, crunching, a long map, large arrays."""
+    import numpy as np
+
+    with ThreadPoolExecutor(8) as pool:
+        naps = [Step(nap, name=f"n{i}", args={"previous": "x"}) for i in range(200)]
+        waiting = Pipeline(naps, executor=pool)
+        bare, _ = ratio(lambda: waiting.run(x=0), lambda: [*pool.map(nap, range(200))], 5)
+        print(f"200 naps of 10 ms on 8 threads: {bare:.3f} times the bare pool")
+        functions = layered(10_000)
+        needs = [tuple(inspect.signature(f).parameters) for f in functions]
+        wide = Pipeline(functions, executor=pool)
+        bare, seconds = ratio(
+            lambda: wide.run("s9999"), lambda: pool_loop(functions, needs, pool), 5
+        )
+        print(
+            f"10,000 steps that return at once: {bare:.2f} times a pool loop by hand "
+            f"({seconds * 100:.0f} µs a step)"
+        )
+        mapped = Pipeline(Step(identity, map="x"), executor=pool)
+        times = []
+        for size in (1_000, 10_000, 100_000):
+            start = time.perf_counter()
+            mapped.run("identity", x=range(size))
+            times.append((time.perf_counter() - start) / size * 1e6)
+        print(
+            "a map over 1,000, 10,000, 100,000 elements:", *[f"{t:.0f}" for t in times], "µs each"
+        )
+    with ProcessPoolExecutor(2) as processes, tempfile.TemporaryDirectory() as folder:
+        crunching = Pipeline(Step(crunch, map="number"), executor=processes)
+        bare, _ = ratio(
+            lambda: crunching.run(number=range(16)), lambda: [*processes.map(crunch, range(16))], 3
+        )
+        print(f"16 steps of some 200 ms on 2 processes: {bare:.3f} times the bare pool")
+        array = np.ones(10_000_000 // 8)
+
+        def by_hand() -> Any:
+            value = array
+            for _ in range(11):
+                value = processes.submit(grow, value).result()
+            return value
+
+        def chain_of(cache: bool) -> Pipeline:
+            names = ["x", *[f"a{i}" for i in range(11)]]
+            pairs = itertools.pairwise(names)
+            steps = [Step(grow, name=b, args={"array": a}, cache=cache) for a, b in pairs]
+            return Pipeline(steps, executor=processes, store=folder)
+
+        plain, cached = chain_of(False), chain_of(True)
+
+        def cold() -> Any:
+            cached.store.clear()
+            return cached.run("a10", x=array)["a10"]
+
+        bare, _ = ratio(lambda: plain.run("a10", x=array)["a10"], by_hand, 5)
+        kept, _ = ratio(cold, by_hand, 5)
+        print(
+            f"11 steps over 10 MB on processes: {bare:.2f} times by hand, cached {kept:.2f} times"
+        )
+
+
 def measure_import() -> None:
     """Print what ``import dagkit`` adds to starting a bare interpreter, in milliseconds."""
 
@@ -299,6 +418,11 @@ def measure_import() -> None:
 
 
 if __name__ == "__main__":
-    parts = {"run": measure_run, "import": measure_import, "cache": measure_cache}
+    parts = {
+        "run": measure_run,
+        "import": measure_import,
+        "cache": measure_cache,
+        "parallel": measure_parallel,
+    }
     for part in sys.argv[1:] or parts:
         parts[part]()
