@@ -2377,13 +2377,37 @@ def _joined(marks: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(marks).encode()).hexdigest()
 
 
+# Of each status: glyph, the same in ASCII, colour of a terminal.
+_LOOKS = {
+    "fresh": ("✓", "=", "34"),
+    "stale": ("↻", "~", "33"),
+    "new": ("○", "o", "90"),
+    "ran": ("■", "+", "32"),
+    "cached": ("✓", "=", "34"),
+    "failed": ("✗", "x", "31"),
+    "skipped": ("⊘", "-", "90"),
+}
+
+
+def _duration(seconds: float) -> str:
+    """Write a time for people: ``3 ms``, ``0.4 s``, ``8.2 s``, ``1 min 03 s``, ``2 h 05 min``."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
 class _StepPlan(NamedTuple):
     """What a run would do with one step."""
 
     name: str
     status: Literal["fresh", "stale", "new"]
     reason: str
-    seconds: float | None = None  # that reusing it saves
+    seconds: float = 0.0  # that reusing it saves
 
 
 class _Reuse:
@@ -2521,7 +2545,14 @@ class Plan(Mapping[str, _StepPlan]):
         return f"<Plan of '{self._title}': {self._counts()}>"
 
     def __str__(self) -> str:
-        rows = [(s.name, f"{_GLYPHS[s.status]} {s.status}", s.reason) for s in self.values()]
+        rows = [
+            (
+                s.name,
+                f"{_LOOKS[s.status][0]} {s.status}",
+                s.reason or f"saves {_duration(s.seconds)}",
+            )
+            for s in self.values()
+        ]
         widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
         lines = [
             "  " + "   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
@@ -2531,10 +2562,7 @@ class Plan(Mapping[str, _StepPlan]):
 
     def _counts(self) -> str:
         counts = Counter[str](step.status for step in self.values())
-        return ", ".join(f"{counts[s]} {s}" for s in _GLYPHS if s in counts) or "no steps"
-
-
-_GLYPHS = {"fresh": "✓", "stale": "↻", "new": "○"}
+        return ", ".join(f"{counts[s]} {s}" for s in _LOOKS if s in counts) or "no steps"
 
 
 def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]:
@@ -2800,6 +2828,95 @@ def _log(event: Event) -> None:
     facts = [event.step, event.status, event.reason, event.error]
     level = logging.ERROR if event.error and event.kind == "step finished" else logging.INFO
     logging.getLogger("dagkit").log(level, "%s", " ".join(filter(None, [event.kind, *facts])))
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Progress:
+    """Writes a line for each step that is over and, on a terminal, one below for what runs."""
+
+    def __init__(self, title: str, steps: Sequence[Step], stream: Any) -> None:
+        self.title, self.stream = title, stream
+        self.places = {step.name: step for step in steps}
+        self.width = max(map(len, self.places), default=0)
+        self.terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.colour = self.terminal and not os.environ.get("NO_COLOR")
+        try:
+            "✓↻○■✗⊘▶·…".encode(getattr(stream, "encoding", None) or "utf-8")
+            self.ascii = False
+        except UnicodeEncodeError:
+            self.ascii = True
+        self.running: dict[str, tuple[float, str]] = {}  # since when, and how far a map is
+        self.over: Counter[str] = Counter()
+        self.saved, self.drawn = 0.0, 0.0
+        self.failures: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        lines: list[str] = []
+        if event.kind == "step started":
+            self.running.setdefault(event.step, (event.time, ""))
+        elif event.kind == "map progress":
+            since = self.running.get(event.step, (event.time, ""))[0]
+            self.running[event.step] = since, f" {event.done}/{event.total}"
+        elif event.kind == "step finished":
+            self.running.pop(event.step, None)
+            self.over[event.status] += 1
+            self.saved += event.saved
+            lines.append(self.line(event))
+            if event.status == "failed":
+                self.failures.append(lines[0])
+        elif event.kind == "run finished":
+            # Once more, where they may have scrolled away.
+            lines += self.failures if self.over.total() > 20 else []
+            lines.append(self.summary(event))
+        last = event.kind == "run finished"
+        # Rewritten ten times a second at the most, and only on a terminal.
+        bar = self.terminal and not last and (lines or event.time - self.drawn > 0.1)
+        if lines or bar:
+            self.drawn = event.time
+            text = "\r\x1b[K" * self.terminal + "".join(f"{line}\n" for line in lines)
+            self.stream.write(text + (self.bar(event.time) if bar else ""))
+            self.stream.flush()
+
+    def line(self, event: Event) -> str:
+        glyph, plain, colour = _LOOKS[event.status]
+        took = _duration(event.seconds) if event.status in ("ran", "failed") else ""
+        note = {"cached": f"saved {_duration(event.saved)}", "skipped": event.reason}
+        facts = [note.get(event.status, took), event.error]
+        if event.status == "failed" and event.step in self.places:
+            facts.append(f"({_place(self.places[event.step].function)})")
+        head = f"{plain if self.ascii else glyph} {event.step.ljust(self.width)}"
+        said = self.cut("   ".join(filter(None, facts)), len(head) + 13)
+        if self.colour:
+            head = f"\x1b[{colour}m{head}\x1b[0m"
+        return f"{head}   {event.status:7}   {said}".rstrip()
+
+    def bar(self, now: float) -> str:
+        shown = [f"{name}{far} {_duration(now - at)}" for name, (at, far) in self.running.items()]
+        rest = f", {len(shown) - 1} more" if len(shown) > 1 else ""
+        glyph = ">" if self.ascii else "▶"
+        return self.cut(
+            f"{glyph} {shown[0] if shown else ''}{rest}   {self.over.total()}/{len(self.places)}"
+        )
+
+    def summary(self, event: Event) -> str:
+        failed = event.status == "failed" or self.over["failed"]
+        told = f"{self.title} {'failed' if failed else 'done'} in {_duration(event.seconds)}"
+        saved = f" (saved {_duration(self.saved)})" if self.saved else ""
+        counts = [f"{self.over[s]} {s}{saved * (s == 'cached')}" for s in _LOOKS if self.over[s]]
+        return (" - " if self.ascii else " · ").join([told, *counts])
+
+    def cut(self, text: str, used: int = 0) -> str:
+        """Shorten what does not fit beside what is already on the line."""
+        text = text.encode("ascii", "replace").decode() if self.ascii else text
+        if not self.terminal:
+            return text
+        import shutil
+
+        room = max(8, shutil.get_terminal_size().columns - 1 - used)
+        return text if len(text) <= room else text[: room - 1] + ("~" if self.ascii else "…")
 
 
 ########################################################################################
@@ -3688,6 +3805,8 @@ class Pipeline:
     executor : executor or dask.distributed.Client, optional
         Where steps run: anything with the ``submit`` of ``concurrent.futures``; in the calling
         thread by default. On a Dask client, intermediate values stay on the cluster.
+    progress : bool or "auto"
+        Whether a run is shown on stderr, a line a step; by default if that is a terminal.
     on_event : callable or iterable of callables, optional
         Called in the calling thread with each :class:`Event`.
     on_error : {"raise", "continue"}
@@ -3721,6 +3840,7 @@ class Pipeline:
         store: Store | str | os.PathLike[str] | None = None,
         executor: Any = None,
         on_event: _Listener | Iterable[_Listener] = (),
+        progress: bool | Literal["auto"] = "auto",
         on_error: Literal["raise", "continue"] = "raise",
         strict: bool = False,
     ) -> None:
@@ -3730,7 +3850,9 @@ class Pipeline:
         self._on_error, self._strict = on_error, strict
         if executor is not None and not hasattr(executor, "submit"):
             raise TypeError(f"executor={_brief(executor)}: expected an object with submit()")
-        self._executor = executor
+        if progress not in (True, False, "auto"):
+            raise ValueError(f"progress={_brief(progress)}: expected True, False or 'auto'")
+        self._executor, self._progress = executor, progress
         self._listeners = [on_event] if callable(on_event) else [*on_event]
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
@@ -3880,6 +4002,9 @@ class Pipeline:
         logging = sys.modules.get("logging")
         if logging and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
             listeners.append(_log)
+        shown = self._progress is True or (self._progress == "auto" and _on_terminal())
+        if shown and sys.stderr is not None:
+            listeners.append(_Progress(self._title, order.steps, sys.stderr))
         reuse = _Reuse(self._store, self._codes, order)
         reuse.distrusted |= distrusted
         keep_going = self._on_error == "continue"

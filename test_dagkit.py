@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import importlib
 import inspect
+import io
 import json
 import os
 import pickle
@@ -1788,6 +1790,100 @@ def test_the_logger_dagkit_tells_what_happens(caplog: pytest.LogCaptureFixture) 
 
 def test_without_listeners_the_root_logger_is_left_alone() -> None:
     assert run_python("import logging, dagkit; print(logging.getLogger().handlers)") == "[]\n"
+
+
+# Progress
+
+
+def shown(made: Pipeline, **inputs: Any) -> str:
+    """Give what a run writes to stderr, with times as T."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.suppress(ValueError):
+        made.run(**inputs)
+    return re.sub(r"\d+(\.\d)? m?s\b", "T", err.getvalue())
+
+
+def test_progress_writes_a_line_a_step_and_a_summary_to_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = [Step(double, cache=True), skips, copes]
+    assert shown(Pipeline(steps, progress=True), x=1) == (
+        "■ double   ran       T\n"
+        "⊘ skips    skipped   not today\n"
+        "■ copes    ran       T\n"
+        "pipeline done in T · 2 ran · 1 skipped\n"
+    )
+    assert shown(Pipeline(steps, progress=True), x=1).splitlines()[0] == (
+        "✓ double   cached    saved T"
+    )
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_failures_with_their_place() -> None:
+    def breaks(double: int) -> None:
+        raise ValueError("X has 3 columns")
+
+    assert shown(Pipeline(double, breaks, progress=True), x=1) == (
+        "■ double   ran       T\n"
+        f"✗ breaks   failed    T   ValueError: X has 3 columns   ({at(breaks)})\n"
+        "pipeline failed in T · 1 ran · 1 failed\n"
+    )
+
+
+def test_progress_is_silent_where_there_is_no_terminal_unless_asked() -> None:
+    assert shown(Pipeline(double), x=1) == ""
+    assert shown(Pipeline(double, progress=False), x=1) == ""
+    with pytest.raises(ValueError, match="progress='loud': expected True, False or 'auto'"):
+        Pipeline(double, progress="loud")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_progress_on_a_terminal_rewrites_its_last_line(colour: bool, tmp_path: Path) -> None:
+    """A real pseudo-terminal; a map shows how far it is; colours unless NO_COLOR is set."""
+    import pty
+
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom dagkit import Pipeline, Step\n"
+        "def slow(item):\n    time.sleep(0.03)\n"
+        "Pipeline(Step(slow, map='item')).run(item=range(20))\n"
+    )
+    main, side = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    env |= {} if colour else {"NO_COLOR": "1"}
+    subprocess.run([sys.executable, str(tmp_path / "slow.py")], stderr=side, env=env, check=True)
+    os.close(side)
+    text = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(main, 4096):
+            text += chunk
+    os.close(main)
+    written = text.decode()
+    bars = re.findall(r"\x1b\[K▶ slow (\d+)/20 [^\r]* 0/1", written)
+    assert 2 <= len(bars) <= 12
+    assert ("\x1b[32m" in written) == colour
+    assert written.splitlines()[-1].startswith("slow done in")
+
+
+def test_progress_falls_back_to_ascii() -> None:
+    out = run_python(
+        """
+        import sys
+        from dagkit import Pipeline
+        sys.stderr = sys.stdout
+        Pipeline({"more": lambda x: x + 1}, progress=True).run(x=1)
+        """,
+        PYTHONIOENCODING="ascii",
+    )
+    assert out.splitlines()[0].startswith("+ more   ran")
+    assert " - 1 ran" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.003, "3 ms"), (0.4, "0.4 s"), (8.2, "8.2 s"), (63, "1 min 03 s"), (7500, "2 h 05 min")],
+)
+def test_times_are_written_for_people(seconds: float, text: str) -> None:
+    assert dagkit._duration(seconds) == text
 
 
 @hypothesis.given(dags(), st.randoms(use_true_random=False))
