@@ -1861,7 +1861,7 @@ def test_progress_on_a_terminal_rewrites_its_last_line(colour: bool, tmp_path: P
     bars = re.findall(r"\x1b\[K▶ slow (\d+)/20 [^\r]* 0/1", written)
     assert 2 <= len(bars) <= 12
     assert ("\x1b[32m" in written) == colour
-    assert written.splitlines()[-1].startswith("slow done in")
+    assert written.splitlines()[-1].startswith("\x1b[Kpipeline done in")
 
 
 def test_progress_falls_back_to_ascii() -> None:
