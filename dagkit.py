@@ -892,10 +892,7 @@ def _missing_error(graph: _Graph, missing: Mapping[str, Step | None]) -> Missing
 _MISSING: Any = object()
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
-_PLAIN = _SCALARS | _CONTAINERS
-_LRU: Any = type(functools.lru_cache(len))  # the wrapper's type has no public name
-_CODE = (types.FunctionType, type, types.ModuleType)  # what counts as a part of its own
-_INNER = ("__wrapped__", "__func__", "func")  # where wrappers, methods and partials keep a function
+_CODE = (FunctionType, type, ModuleType)  # what counts as a part of its own
 _Memo = dict[int, tuple[bytes, object]]  # id -> token, and the value, so that the id stays its own
 _Key = tuple[str, str, str]  # kind, module, name
 
@@ -915,16 +912,14 @@ _VOLATILE = _names(
 # What functools.singledispatch and numpy.vectorize remember between calls.
 _LIBRARY_CACHES = _names("dispatch_cache cache_token _ufunc")
 # Where a module lies and how it was loaded is not behaviour either.
-_MODULE_FACTS = (
-    _names("__file__ __cached__ __path__ __builtins__") | vars(types.ModuleType("")).keys()
-)
-# Code that says one of these can reach what no name in it shows.
+_MODULE_FACTS = _names("__file__ __cached__ __path__ __builtins__") | vars(ModuleType("")).keys()
+# Code that says one of these can reach what no name in it shows; the last two, what a text names.
 _WIDE = _names(
     "getattr globals vars eval exec __import__ import_module attrgetter methodcaller __dict__ "
     "__getattribute__ getmembers getattr_static modules resolve_name locate __subclasses__ "
     "f_globals f_back currentframe _getframe"
 )
-_BY_TEXT = _WIDE | {"query", "sql"}  # these read the caller's variables out of a text
+_BY_TEXT = _WIDE | {"query", "sql"}
 _REFLECTIVE = _names(
     "__annotations__ get_type_hints get_annotations signature getfullargspec __doc__ getdoc"
 )
@@ -933,14 +928,15 @@ _GLOBAL = {
     for name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL")
     if name in opcode.opmap
 }
-_CONST = frozenset(opcode.hasconst)
+_CONST, _PUSH = frozenset(opcode.hasconst), ("LOAD_CONST", "LOAD_SMALL_INT")
 _EXTENDED, _IMPORT, _STORE_NAME = map(
     opcode.opmap.get, ("EXTENDED_ARG", "IMPORT_NAME", "STORE_NAME")
 )
-_SMALL_INT = opcode.opmap.get("LOAD_SMALL_INT", -1)
-_PUSH = {opcode.opmap["LOAD_CONST"], _SMALL_INT}
-_COMPILED = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _NOT_BEHAVIOUR = 0x4000000 | 0x1000000  # flags: has a docstring, postponed annotations
+_FACTS = operator.attrgetter(
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_names", "co_varnames"),
+    *("co_freevars", "co_cellvars", "co_exceptiontable"),
+)
 
 
 class _Opaque(Exception):
@@ -978,7 +974,7 @@ def _is_plain(value: Collection[Any]) -> bool:
     level = [*value, *value.values()] if isinstance(value, dict) else value
     for _ in range(12):
         kinds = set(map(type, level))
-        if not kinds <= _PLAIN or len(level) > 20_000_000:
+        if not kinds <= _SCALARS | _CONTAINERS or len(level) > 20_000_000:
             return False
         if float in kinds and any(map(operator.ne, level, level)):
             return False
@@ -988,6 +984,21 @@ def _is_plain(value: Collection[Any]) -> bool:
         pairs = [x.values() for x in inner if type(x) is dict] if dict in kinds else []
         level = [*flat(inner), *flat(pairs)]
     return False
+
+
+def _plain_content(value: Any) -> bytes:
+    return _digest("plain", marshal.dumps(value, 2))
+
+
+def _array_content(array: Any) -> bytes:
+    """Hash the bytes of an array in C order, one that lies otherwise piece by piece."""
+    numpy = sys.modules["numpy"]
+    content, rows = hashlib.sha256(), numpy.atleast_1d(array)
+    at_once = len(rows) if rows.flags.c_contiguous else (1 << 20) // (rows[:1].nbytes or 1)
+    for at in range(0, len(rows) if rows.nbytes else 0, max(1, at_once)):
+        piece = numpy.ascontiguousarray(rows[at : at + max(1, at_once)])
+        content.update(piece.reshape(-1).view("u1"))
+    return content.digest()
 
 
 _files: dict[tuple[int, ...], bytes] = {}  # what os.stat says of a file -> its content
@@ -1025,10 +1036,10 @@ class _Body(NamedTuple):
     """What a code object does, nested ones included, and what it names."""
 
     digest: bytes
-    names: tuple[str, ...]  # looked up as globals, in order of appearance
-    attributes: frozenset[str]  # every name
+    globals: frozenset[str]
+    names: frozenset[str]  # those of attributes and modules too
     strings: frozenset[str]
-    imports: tuple[tuple[int, str, tuple[str, ...]], ...]  # level, module, names
+    imports: frozenset[tuple[int, str, tuple[str, ...]]]  # level, module, names
 
 
 _bodies: dict[int, tuple[types.CodeType, _Body]] = {}  # by id: code objects compare line numbers
@@ -1038,13 +1049,10 @@ def _body(code: types.CodeType) -> _Body:
     """Read a code object without its place, line numbers and docstring."""
     if id(code) in _bodies:
         return _bodies[id(code)][1]
-    shape: list[object] = [code.co_flags & ~_NOT_BEHAVIOUR, code.co_argcount, code.co_varnames]
-    shape += [code.co_posonlyargcount, code.co_kwonlyargcount, code.co_names, code.co_freevars]
-    shape += [code.co_cellvars, code.co_exceptiontable]
-    names: dict[str, None] = {}
-    attributes, strings = set(code.co_names), set[str]()
-    imports: list[tuple[int, str, tuple[str, ...]]] = []
-    extended, pushed = 0, deque[Any]([0, ()], 2)  # the last two constants: what IMPORT_NAME takes
+    shape: list[Any] = [code.co_flags & ~_NOT_BEHAVIOUR, *_FACTS(code)]
+    sets: list[set[Any]] = [set(), set(code.co_names), set(), set()]
+    globals_, _, strings, imports = sets
+    extended = 0
     for op, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         arg, extended = extended | low, 0
         if op == _EXTENDED:
@@ -1053,29 +1061,28 @@ def _body(code: types.CodeType) -> _Body:
             const = code.co_consts[arg]
             if isinstance(const, types.CodeType):
                 inner = _body(const)
-                names |= dict.fromkeys(inner.names)
-                attributes |= inner.attributes
-                strings |= inner.strings
-                imports += inner.imports
                 shape += (op, inner.digest)
+                for mine, others in zip(sets, inner[1:], strict=True):
+                    mine |= others
             else:
-                pushed.append(const)
-                strings |= {
-                    x for x in (const if type(const) is tuple else [const]) if type(x) is str
-                }
                 shape += (op, repr(const) if type(const) is slice else marshal.dumps(const, 2))
-        elif op == _STORE_NAME and code.co_names[arg] in _VOLATILE and shape[-2] in _PUSH:
+                texts = const if type(const) is tuple else (const,)
+                strings.update(x for x in texts if type(x) is str)
+        elif (
+            op == _STORE_NAME
+            and code.co_names[arg] in _VOLATILE
+            and opcode.opname[shape[-2]] in _PUSH
+        ):
             del shape[-2:]  # a line number or docstring in the body of a local class
         elif op:  # 0 is an inline cache
             shape += (op, arg)
             if op in _GLOBAL:
-                names[code.co_names[arg >> _GLOBAL[op]]] = None
-            elif op == _SMALL_INT:
-                pushed.append(arg)
-            elif op == _IMPORT:
-                imports.append((pushed[0], code.co_names[arg], pushed[1] or ()))
+                globals_.add(code.co_names[arg >> _GLOBAL[op]])
+            elif op == _IMPORT:  # the level and the names were pushed just before
+                level, names = (marshal.loads(x) if type(x) is bytes else x for x in shape[-5:-2:2])
+                imports.add((level, code.co_names[arg], names or ()))
     digest = _digest("body", marshal.dumps(shape, 2))
-    body = _Body(digest, tuple(names), frozenset(attributes), frozenset(strings), tuple(imports))
+    body = _Body(digest, *map(frozenset, sets))
     _bodies[id(code)] = (code, body)
     return body
 
@@ -1088,28 +1095,34 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @functools.cache
-def _packages(name: str, file: str | None) -> Mapping[str, str] | None:
+def _packages(name: str, file: str | None) -> dict[str, str] | None:
     """Find a module's distributions and versions: {} for Python's own, None for the project's."""
     if name == __name__:  # not the project's, wherever it lies; and its caches change all the time
         return {}
-    parts = (file or "").replace(os.sep, "/").split("/")
-    site = [i for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
-    if not site:
-        if not file:  # a notebook's or exec's namespace, whatever its name, or a builtin module
-            origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
-            return {} if origin in ("built-in", "frozen") else None
+    if not file:  # a notebook's or exec's namespace, whatever its name, or a builtin module
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        return {} if getattr(spec, "origin", None) in ("built-in", "frozen") else None
+    *above, inside = re.split(r"[/\\](?:site|dist)-packages[/\\]", file)
+    if not above:
         return {} if file.startswith(os.path.dirname(os.__file__) + os.sep) else None
-    top = parts[site[-1] + 1].partition(".")[0]
     import importlib.metadata
 
+    top = re.split(r"[./\\]", inside)[0]
     found = {x: importlib.metadata.version(x) for x in _distributions().get(top, ())}
     loaded = getattr(sys.modules.get(top), "__dict__", {}).get("__version__")
-    for only in found if len(found) == 1 and isinstance(loaded, str) else ():
-        if (
-            loaded != found[only]
-        ):  # upgraded on disk since it was imported: neither name alone is true
-            found[only] += f" (loaded {loaded})"
+    if isinstance(loaded, str) and loaded not in found.values():
+        found[f"{top} (loaded)"] = loaded  # it may have been upgraded on disk since
     return found or None
+
+
+def _origin(value: Any) -> tuple[str, str | None]:
+    """Name the module of a function, class or module, and its file."""
+    if isinstance(value, type):
+        name: object = value.__module__  # a C type may have a descriptor there
+        return str(name), getattr(sys.modules.get(str(name)), "__file__", None)
+    # functools.wraps copies __module__, so that of a function does not count.
+    space = value.__globals__ if isinstance(value, FunctionType) else vars(value)
+    return str(space.get("__name__", "")), space.get("__file__")
 
 
 def _find(name: str) -> importlib.machinery.ModuleSpec | None:
@@ -1124,52 +1137,25 @@ def _find(name: str) -> importlib.machinery.ModuleSpec | None:
     return spec
 
 
-def _cell(cell: types.CellType, _: str, default: object) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return default
-
-
-def _callables(space: Mapping[str, Any]) -> list[str]:
-    """List the names of the functions, classes and modules in a namespace, however wrapped."""
-    kinds = (*_CODE, functools.partial, _LRU)
-    return [name for name, x in space.items() if isinstance(x, kinds) and name[:2] != "__"]
-
-
-def _words(strings: Iterable[str]) -> set[str]:
-    return {word for text in strings for word in re.findall(r"[^\W\d]\w*", text)}
-
-
-def _home(function: Any) -> str:
-    return str(function.__globals__.get("__name__", ""))  # __module__ is copied by functools.wraps
-
-
-def _module(cls: type) -> str:
-    name: object = cls.__module__  # a C type may have a descriptor there
-    return name if isinstance(name, str) else ""
-
-
-def _file(module: str) -> str | None:
-    return getattr(sys.modules.get(module), "__file__", None)
+def _source(name: str) -> bytes:
+    """Return a token of the file that an import of the module would read now."""
+    spec = _find(name)
+    return _path_token(spec.origin) if spec and spec.origin else _text(bool(spec))
 
 
 # What objects of Python's own types hold, where pickle cannot say.
 _HELD: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
-    types.MethodType: lambda x: (x.__func__, x.__self__),
+    MethodType: lambda x: (x.__func__, x.__self__),
     property: lambda x: (x.fget, x.fset, x.fdel),
     staticmethod: lambda x: (x.__func__,),
     classmethod: lambda x: (x.__func__,),
-    _LRU: lambda x: (x.__wrapped__, x.cache_parameters()),
-    types.MappingProxyType: lambda x: (dict(x),),
+    type(functools.lru_cache(len)): lambda x: (x.__wrapped__, x.cache_parameters()),
+    MappingProxyType: lambda x: (dict(x),),
     types.CodeType: lambda x: (_body(x).digest,),
+    types.GetSetDescriptorType: lambda x: (x.__objclass__, x.__name__),
+    **dict.fromkeys((typing.TypeVar, typing.ParamSpec), lambda x: (x.__name__,)),
+    getattr(typing, "TypeAliasType", None): lambda x: (x.__value__,),
 }
-for _name in ("Member", "GetSet", "Method", "Wrapper", "ClassMethod"):
-    _HELD[getattr(types, f"{_name}DescriptorType")] = lambda x: (x.__objclass__, x.__name__)
-for _name in ("TypeVar", "ParamSpec", "TypeVarTuple"):
-    _HELD[getattr(typing, _name)] = lambda x: (x.__name__,)
-if hasattr(typing, "TypeAliasType"):
-    _HELD[typing.TypeAliasType] = lambda x: (x.__value__,)
 
 
 def _held(value: Any) -> tuple[Any, ...] | None:
@@ -1180,32 +1166,57 @@ def _held(value: Any) -> tuple[Any, ...] | None:
     return None
 
 
+def _cell(cell: types.CellType, _: str, default: object) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return default
+
+
+def _call(function: Callable[[Any], Any], argument: Any, _: object) -> Any:
+    return function(argument)
+
+
 class _Walk:
     """One walk through values and through all project code that they reach.
 
     Code is a flat set of named parts, so that cycles end and a change has a name. A function, class
     or module inside a value counts as a reference to its part; everything else by content.
+    ``annotated``: annotations and docstrings count too, because some of the code reads them.
     """
 
-    def __init__(self, memo: _Memo) -> None:
+    def __init__(self, memo: _Memo, *, annotated: bool = False) -> None:
         self.parts: dict[_Key, str] = {}  # digest or version
-        # What was looked up: how, where, name, found. What can change in place: read, value, found.
-        self.same: list[tuple[Callable[..., Any], Any, str, Any]] = []
-        self.equal: list[tuple[Callable[[Any], object], Any, object]] = []
-        self.own, self.root, self.in_code = "", _MISSING, False
-        # Finished values: those that reach no code, which walks may share, and the rest.
-        self.memo: _Memo = memo
-        self.local: _Memo = {}
+        self.looks: list[tuple[Callable[..., Any], Any, Any, Any]] = []  # how, where, name, found
+        self.own, self.root, self.in_code, self.annotated = "", _MISSING, False, annotated
+        self.memo = memo  # contents that reach no code, which walks may share
+        self.done: _Memo = {}
         self.open: dict[int, tuple[int, object]] = {}  # not finished, or in a cycle that is not
-        self.lowest = self.references = 0
+        self.lowest = 0  # the index in `open` of the uppermost value referred back to
         self.labels: _Memo = {}  # functions, classes and modules met
         self.queue: deque[tuple[_Key, Any]] = deque()
-        self.readable: list[tuple[_Key, Any]] = []  # the same, for code that reads annotations
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
         self.paths: list[str] = []  # files that values name
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
-        self.wide = self.reflective = False
+
+    def look(self, get: Callable[..., Any], where: Any, name: Any) -> Any:
+        """Look something up, and note what was found so that `changed` can look again."""
+        found = get(where, name, _MISSING)
+        self.looks.append((get, where, name, found))
+        return found
+
+    def changed(self) -> bool:
+        """Tell whether anything that the walk looked at is not what it was."""
+        self.done.clear()
+        try:
+            for get, where, name, found in self.looks:
+                now = get(where, name, _MISSING)
+                if now is not found and not (type(now) is type(found) is bytes and now == found):
+                    return True
+        except Exception:  # a new walk will tell
+            return True
+        return False
 
     # Values
 
@@ -1214,24 +1225,25 @@ class _Walk:
         kind = type(value)
         if kind in _SCALARS:
             return _text(value)
-        if (done := self.memo.get(id(value)) or self.local.get(id(value))) is not None:
-            return done[0]
+        if id(value) in self.done:
+            return self.done[id(value)][0]
         if issubclass(kind, _CODE):
-            return self.reference(value)
+            if id(value) not in self.labels:
+                self.labels[id(value)] = (self.label(value), value)
+            return self.labels[id(value)][0]
         # A cycle ends in a reference by distance. Finished values leave `open`, so sharing does not
         # count; inside a cycle every value is walked once.
         if id(value) in self.open:
             index = self.open[id(value)][0]
             self.lowest = min(self.lowest, index)
             return _digest("back", _text(len(self.open) - index))
-        index, references, outer = len(self.open), self.references, self.lowest
+        index, outer = len(self.open), self.lowest
         self.open[id(value)], self.lowest = (index, value), index
         token = self.content(value, kind)
         if self.lowest == index:
             while len(self.open) > index:
                 self.open.popitem()
-            done_here = self.memo if references == self.references else self.local
-            done_here[id(value)] = (token, value)
+            self.done[id(value)] = (token, value)
             self.lowest = outer
         else:
             self.lowest = min(self.lowest, outer)
@@ -1239,13 +1251,11 @@ class _Walk:
 
     def content(self, value: Any, kind: type[Any]) -> bytes:
         """Hash one value by its type, and what it holds."""
-        if kind in _CONTAINERS and _is_plain(value):
-            return _digest("plain", marshal.dumps(value, 2))
+        if kind in _CONTAINERS and (id(value) in self.memo or _is_plain(value)):
+            return self.shared(value, _plain_content)
         if issubclass(kind, (set, frozenset)):
-            state = getattr(value, "__dict__", None)
-            return _digest(
-                "set", *sorted(map(self.token, value)), self.token(kind), self.token(state)
-            )
+            more = map(self.token, (kind, getattr(value, "__dict__", None)))
+            return _digest("set", *sorted(map(self.token, value)), *more)
         if kind in _CONTAINERS:
             items = itertools.chain.from_iterable(value.items()) if kind is dict else value
             return _digest(kind.__name__, *map(self.token, items))
@@ -1258,62 +1268,40 @@ class _Walk:
             return where + _path_token(str(value))
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
-            return self.array(value, kind, numpy)
+            about = (kind, value.dtype, value.shape)
+            if value.dtype.hasobject or value.dtype.kind not in "biufcmMSUV":
+                return _digest("objects", *map(self.token, (*about, value.ravel().tolist())))
+            return _digest("array", *map(self.token, about), self.shared(value, _array_content))
         if pandas and isinstance(value, (pandas.DataFrame, pandas.Series, pandas.Index)):
             return self.frame(value, kind, pandas)
         silent = self.in_code and kind.__module__ in _BY_TYPE and kind.__name__ != "_local"
         if silent or kind is type(os.environ):
             return _digest("by type", _text(_type_name(kind)))
-        if kind is types.BuiltinFunctionType:
-            holder = value.__self__
-            if holder is None or isinstance(holder, types.ModuleType):
-                self.is_library(str(value.__module__), _file(value.__module__))
-                holder = value.__module__
-            return _digest("builtin", self.token(holder), _text(value.__qualname__))
         if (held := _held(value)) is not None:
-            return _digest(_type_name(kind), *map(self.fresh, held))
+            return _digest(_type_name(kind), *map(self.token, held))
         return self.reduced(value, kind)
 
-    def array(self, value: Any, kind: type[Any], numpy: Any) -> bytes:
-        """Hash an array by dtype, shape and content in C order, without a copy of the whole."""
-        dtype = value.dtype
-        head = _digest("array", self.token(kind), self.token(dtype), self.token(value.shape))
-        if dtype.hasobject or dtype.kind not in "biufcmMSUV":
-            return head + self.token(value.ravel().tolist())
-        # Walks share the content under a key of its own: the array's token also reaches its type.
-        if ~id(value) in self.memo:
-            return _digest("array", head, self.memo[~id(value)][0])
-        content = hashlib.sha256()
-        if value.flags.c_contiguous and value.nbytes:
-            content.update(value.reshape(-1).view("u1"))
-        elif value.nbytes:
-            flags, each = ["external_loop", "buffered"], [["readonly", "contig"]]
-            for chunk in numpy.nditer(value, flags, each, order="C", buffersize=1 << 16):
-                content.update(chunk.view("u1"))
-        self.memo[~id(value)] = (content.digest(), value)
-        return _digest("array", head, content.digest())
+    def shared(self, value: Any, content: Callable[[Any], bytes]) -> bytes:
+        if id(value) not in self.memo:
+            self.memo[id(value)] = (content(value), value)
+        return self.memo[id(value)][0]
 
     def frame(self, value: Any, kind: type[Any], pandas: Any) -> bytes:
         """Hash a pandas object column by column: how its blocks lie in memory does not count."""
-        if isinstance(value, pandas.MultiIndex):
-            holders = [value.get_level_values(i) for i in range(value.nlevels)]
-            return _digest("frame", self.token(kind), *map(self.token, holders))
-        tokens = [self.token(kind)]
         if isinstance(value, pandas.DataFrame):
-            arrays = [value.iloc[:, i].array for i in range(value.shape[1])]
-            tokens += [self.token(value.columns), self.token(value.index)]
+            columns = [value.iloc[:, i].array for i in range(value.shape[1])]
+        elif isinstance(value, pandas.MultiIndex):
+            columns = [value.get_level_values(i) for i in range(value.nlevels)]
         else:
-            arrays = [value.array]
-            about = getattr(value, "index", getattr(value, "freqstr", None))
-            tokens += [self.token(value.name), self.token(about)]
-        for array in arrays:
-            inner = getattr(array, "_ndarray", None)  # codes, times or text: the dtype tells which
-            inner = array.astype(object) if inner is None else inner
-            tokens += [self.token(array.dtype), self.token(inner)]
-        flags = getattr(value, "flags", None)
-        rest = [getattr(value, x, None) for x in (*getattr(value, "_metadata", ()), "attrs")]
-        tokens += map(self.token, (*rest, getattr(flags, "allows_duplicate_labels", None)))
-        return _digest("frame", *tokens)
+            columns = [value.array]
+        names = ("columns", "index", "name", "freqstr", "attrs", *getattr(value, "_metadata", ()))
+        about = [kind, *(getattr(value, name, None) for name in names)]
+        about.append(getattr(getattr(value, "flags", None), "allows_duplicate_labels", None))
+        for column in columns:
+            inner = getattr(column, "_ndarray", None)  # codes, times or text: the dtype tells which
+            name = getattr(column, "name", None)
+            about += [name, column.dtype, column.astype(object) if inner is None else inner]
+        return _digest("frame", *map(self.token, about))
 
     def reduced(self, value: Any, kind: type[Any]) -> bytes:
         """Hash any other object by what pickle would rebuild it from."""
@@ -1323,69 +1311,55 @@ class _Walk:
             if isinstance(parts, str):  # the name of a global, which must really be it
                 import pickle
 
-                module = pickle.whichmodule(value, parts)  # type: ignore[attr-defined]
-                if operator.attrgetter(parts)(sys.modules[module]) is not value:
+                home = sys.modules[pickle.whichmodule(value, parts)]  # type: ignore[attr-defined]
+                if operator.attrgetter(parts)(home) is not value:
                     raise TypeError(parts)
-                self.is_library(module, _file(module))
+                self.is_library(*_origin(home))
                 held = map(self.token, (kind, getattr(value, "__dict__", None)))
-                return _digest("global", _text(f"{module}.{parts}"), *held)
+                return _digest("global", _text(f"{home.__name__}.{parts}"), *held)
         except _Opaque:
             raise
         except Exception as error:  # whatever a foreign __reduce_ex__ raises
             raise _Opaque(_type_name(kind)) from error
         if kind in (operator.attrgetter, operator.methodcaller):
-            self.wide = True
+            self.names.add("getattr")
         function, arguments, state, items, pairs = (*parts, None, None, None)[:5]
         if isinstance(state, dict):  # a wrapper's copies of name and docstring are not behaviour
-            library = _packages(kind.__module__, _file(kind.__module__)) is not None
+            library = _packages(*_origin(kind)) is not None
             beside = _VOLATILE | _LIBRARY_CACHES if library else _VOLATILE
             state = {name: x for name, x in state.items() if name not in beside}
-        items = None if items is None else [*items]
-        pairs = None if pairs is None else [*itertools.chain.from_iterable(pairs)]
+        rest = [None if x is None else [*x] for x in (items, pairs)]
         try:
-            tokens = map(self.fresh, (kind, function, arguments, state, items, pairs))
+            tokens = map(self.token, (kind, function, arguments, state, *rest))
             return _digest("object", *tokens)
         except _Opaque as error:
             raise _Opaque(_type_name(kind), *error.path) from error
 
-    def fresh(self, value: Any) -> bytes:
-        """Return the token of a container made just now: not to be remembered by its id."""
-        return self.content(value, type(value)) if type(value) in _CONTAINERS else self.token(value)
-
     # Code
 
-    def reference(self, value: Any) -> bytes:
-        """Name a function, class or module; the first time also put it in the queue."""
-        self.references += 1
-        if id(value) not in self.labels:
-            self.labels[id(value)] = (self.label(value), value)
-        return self.labels[id(value)][0]
-
     def label(self, value: Any) -> bytes:
-        module = sys.modules.get(_module(value)) if isinstance(value, type) else None
-        if isinstance(value, types.ModuleType):
-            kind, home, name = "module", value.__name__, ""
-            if not self.is_library(home, getattr(value, "__file__", None)):
+        """Name a function, class or module, and put it in the queue if it counts by its code."""
+        home, file = _origin(value)
+        library = self.is_library(home, file)
+        if isinstance(value, ModuleType):
+            if not library:
                 self.spaces[id(value)] = vars(value)
-                self.wide |= not self.in_code  # as an input, any of it may be used
-            return marshal.dumps((kind, self.home(home)), 2)
+                self.names |= set() if self.in_code else {"getattr"}  # any of an input may be used
+            return marshal.dumps(("module", self.home(home)), 2)
         if isinstance(value, type):
-            kind, home, name = "class", _module(value), value.__qualname__
-            library = self.is_library(home, getattr(module, "__file__", None))
-            found: Any = module
+            kind, name = "class", value.__qualname__
+            found: Any = sys.modules.get(home)
             for part in name.split(".") if library else ():
                 found = getattr(found, part, None)
             # A static type is C code; a class that its module does not hold was made at run time.
-            queued = not library or (found is not value and bool(value.__flags__ & 1 << 9))
+            known = found is value or not value.__flags__ & 1 << 9
         else:
-            kind, home, name = "helper", _home(value), value.__code__.co_qualname
-            library = self.is_library(home, value.__globals__.get("__file__"))
-            queued = not library or bool(value.__closure__ or vars(value))
+            kind, name = "helper", value.__code__.co_qualname
+            known = not (value.__closure__ or vars(value))
         key = ("", "", value.__name__) if value is self.root else (kind, self.home(home), name)
-        if queued:
+        if not (library and known):
             key = self.claim(key)
             self.queue.append((key, value))
-            self.readable.append((key, value))
         return marshal.dumps((kind, *key), 2)  # no other token is a tuple's
 
     def claim(self, key: _Key) -> _Key:
@@ -1407,28 +1381,25 @@ class _Walk:
         packages = _packages(module, file)
         for name, version in (packages or {}).items():
             self.parts["package", "", name] = version
-        self.references += bool(packages)
-        if packages is None and str(file).endswith(_COMPILED):
+        if packages is None and str(file).endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
             self.parts["extension", "", module] = _short(_path_token(str(file)))
         return packages is not None
 
     def lookup(self, space: dict[str, Any], name: str) -> bytes:
         """Look up a global as the code would; a constant becomes a part of its own."""
-        if (id(space), name) in self.looked:
-            return self.looked[id(space), name]
-        value = _MISSING if name in _MODULE_FACTS else space.get(name, _MISSING)
-        if name not in _MODULE_FACTS:
-            self.same.append((dict.get, space, name, value))
-        token = b""  # a builtin, or not defined yet
-        if issubclass(type(value), _CODE):
-            token = self.token(value)
-        elif value is not _MISSING:
-            key = self.claim(("constant", self.home(str(space.get("__name__", ""))), name))
-            token = marshal.dumps(key, 2)
-            self.looked[id(space), name] = token  # before its value, which may lead back to it
-            self.parts[key] = _short(self.data(value, f"constant {name}"))
-        self.looked[id(space), name] = token
-        return token
+        if name in _MODULE_FACTS:
+            return b""
+        if (id(space), name) not in self.looked:
+            value = self.look(dict.get, space, name)
+            self.looked[id(space), name] = b""  # a builtin, or not defined yet
+            if issubclass(type(value), _CODE):
+                self.looked[id(space), name] = self.token(value)
+            elif value is not _MISSING:
+                key = self.claim(("constant", self.home(str(space.get("__name__", ""))), name))
+                # Its token comes first, because the value may lead back to it.
+                self.looked[id(space), name] = marshal.dumps(key, 2)
+                self.parts[key] = _short(self.data(value, f"constant {name}"))
+        return self.looked[id(space), name]
 
     def data(self, value: Any, what: str) -> bytes:
         """Return the token of a value that code holds; if that can change, note it."""
@@ -1436,184 +1407,134 @@ class _Walk:
             token = self.token(value)
         except _Opaque as error:
             raise _Opaque(what, *error.path) from error
-        fixed = type(value) in _SCALARS or id(value) in self.labels
-        if not fixed and not (type(value) is tuple and set(map(type, value)) <= _SCALARS):
-            self.equal.append((self.token, value, token))
+        if type(value) not in _SCALARS and id(value) not in self.labels:
+            self.looks.append((_call, self.token, value, token))
         return token
 
-    def function(self, function: Any, *, apart: bool = False) -> bytes:
+    def members(self, space: Any) -> dict[str, Any]:
+        """Return what a function or class has in its namespace, beside what it is made of."""
+        self.look(_call, lambda x: _text(len(x)), space)
+        return {x: self.look(type(space).get, space, x) for x in sorted(space.keys() - _VOLATILE)}
+
+    def notes(self, value: Any) -> dict[tuple[str, str], Any]:
+        """Return what code can read of a function or class beside running it."""
+        names = ("__doc__", "__annotate__" if hasattr(value, "__annotate__") else "__annotations__")
+        return {("text", x): self.look(getattr, value, x) for x in names if self.annotated}
+
+    def function(self, function: Any) -> bytes:
         """Hash a function: its code and what its names mean, closure, defaults and attributes."""
-        for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__"):
-            self.same.append((getattr, function, name, getattr(function, name)))
-        code, space = function.__code__, function.__globals__
-        library = self.is_library(_home(function), space.get("__file__"))
+        code, defaults, keywords, cells = (
+            self.look(getattr, function, name)
+            for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__")
+        )
+        library = self.is_library(*_origin(function))
         names = code.co_varnames[: code.co_argcount]
-        defaults = function.__defaults__ or ()
-        held = {("default", x): y for x, y in zip(names[::-1], defaults[::-1], strict=False)}
-        for name, value in (function.__kwdefaults__ or {}).items():
-            self.same.append((dict.get, function.__kwdefaults__, name, value))
-            held["default", name] = value
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            value = _cell(cell, name, _MISSING)
-            self.same.append((_cell, cell, name, value))
+        held = dict(zip([("default", x) for x in names[::-1]], (defaults or ())[::-1]))  # noqa: B905
+        held |= {("default", x): self.look(dict.get, keywords, x) for x in keywords or ()}
+        for name, cell in zip(code.co_freevars, cells or (), strict=True):
+            value = self.look(_cell, cell, name)
             if value is not _MISSING and not (library and name in _LIBRARY_CACHES):
                 held["closure", name] = value
-        self.equal.append((len, vars(function), len(vars(function))))
-        for name, value in vars(function).items():
-            if name not in _VOLATILE:
-                self.same.append((dict.get, vars(function), name, value))
-                held["attribute", name] = value
+        held |= {("attribute", x): y for x, y in self.members(vars(function)).items()}
+        held |= self.notes(function)
         if library:
-            about: list[object] = [_home(function), code.co_qualname]
-            # A library's decorator may act on what it wraps by its annotations.
-            self.reflective |= bool(_packages(_home(function), space.get("__file__")))
+            about: list[object] = [_origin(function)[0], code.co_qualname]
+            if _packages(*_origin(function)):  # it may act on what it wraps by its annotations
+                self.names.add("__annotations__")
         else:
-            body = _body(code)
-            about = [body.digest]
-            for name in (*body.names, *self.mention(body, space)):
-                about += (name, self.lookup(space, name))
+            space, body = function.__globals__, _body(code)
+            self.mention(body, space)
+            about = [body.digest, *((x, self.lookup(space, x)) for x in sorted(body.globals))]
         for (kind, name), value in held.items():
             token = self.data(value, f"{kind} {name}")
-            about += (kind, name, None if apart else token)
-            if apart:
+            if function is self.root:
                 self.parts[kind, "", name] = _short(token)
+            about.append((kind, name, token))
         return _digest("function", marshal.dumps(about, 2))
 
     def class_(self, cls: type[Any]) -> bytes:
-        """Hash a class: bases, metaclass and attributes, with the methods it defines."""
-        space = vars(cls)
-        self.equal.append((len, space, len(space)))
-        self.same.append((getattr, cls, "__bases__", cls.__bases__))
-        tokens = [self.token(type(cls)), *map(self.token, cls.__bases__)]
-        for name in sorted(space.keys() - _VOLATILE):
-            value = space[name]
-            self.same.append((types.MappingProxyType.get, space, name, value))
-            members = _held(value) or (value,)
-            tokens += [_text(name), _text(_type_name(type(value)))]
-            for member in members:
-                mine = isinstance(member, types.FunctionType) and _home(member) == cls.__module__
-                tokens.append(
-                    self.function(member) if mine else self.data(member, f"attribute {name}")
-                )
-        origins = (_packages(_module(x), _file(_module(x))) for x in (type(cls), *cls.__mro__))
-        if any(origins):  # a library's base may act by annotations
-            tokens.append(self.annotations(cls))
+        """Hash a class: metaclass, bases and attributes."""
+        tokens = [self.token(x) for x in (type(cls), *self.look(getattr, cls, "__bases__"))]
+        notes = {name: value for (_, name), value in self.notes(cls).items()}
+        for name, value in (self.members(vars(cls)) | notes).items():
+            tokens += [_text(name), self.data(value, f"attribute {name}")]
+        if any(_packages(*_origin(x)) for x in (type(cls), *cls.__mro__)):
+            self.names.add("__annotations__")  # a library's base may act by them
         return _digest("class", *tokens)
 
-    def annotations(self, value: Any) -> bytes:
-        """Hash what code can read of a function or class beside running it."""
-        held = [x for x in vars(value).values() if isinstance(value, type) and type(x) in _CODE]
-        inner = [self.annotations(x) for x in held if isinstance(x, types.FunctionType)]
-        notes = getattr(value, "__annotate__", None) or vars(value).get("__annotations__")
-        if notes is None and isinstance(value, types.FunctionType):
-            notes = value.__annotations__
-        self.same.append((getattr, value, "__doc__", value.__doc__))
-        about = self.data(notes, "annotations")
-        return _digest("annotations", about, self.token(value.__doc__), *inner)
-
-    def mention(self, body: _Body, space: dict[str, Any]) -> list[str]:
-        """Follow what code names beside its globals; return the globals that its texts may name."""
-        self.names |= body.attributes
+    def mention(self, body: _Body, space: dict[str, Any]) -> None:
+        """Follow what code names beside its globals."""
+        self.names |= body.names
         self.strings |= body.strings
-        self.reflective |= not body.attributes.isdisjoint(_REFLECTIVE)
-        for level, name, names in body.imports:
-            self.imported(level, name, names, space)
-        if body.attributes.isdisjoint(_BY_TEXT):
-            return []
-        if not body.attributes.isdisjoint(_WIDE):
-            self.wide = True
+        imports = set(body.imports)
+        if body.names & _BY_TEXT:
             self.spaces[id(space)] = space
+        if body.names & _WIDE:
             for value in [*space.values()]:
-                if isinstance(value, (types.FunctionType, type)):
+                if isinstance(value, (FunctionType, type)):
                     self.token(sys.modules.get(str(value.__module__)))
-        if not body.attributes.isdisjoint({"import_module", "__import__"}):
-            for name in sorted(
-                filter(re.compile(r"\.*[^\W\d]\w*(\.[^\W\d]\w*)*").fullmatch, body.strings)
-            ):
-                self.imported(len(name) - len(name.lstrip(".")), name.lstrip("."), (), space)
-        return sorted(_words(body.strings) & space.keys())
+        if body.names & {"import_module", "__import__"}:
+            found = (re.fullmatch(r"(\.*)([^\W\d]\w*(?:\.[^\W\d]\w*)*)", x) for x in body.strings)
+            imports |= {(len(match[1]), match[2], ()) for match in found if match}
+        for level, name, names in sorted(imports):
+            if level:
+                package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
+                name = ".".join(filter(None, (package.rsplit(".", level - 1)[0], name)))
+            for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
+                self.module(prefix)
+            for inner in names:
+                if inner not in getattr(sys.modules.get(name), "__dict__", ()):
+                    self.module(f"{name}.{inner}")
 
-    def imported(self, level: int, name: str, names: Iterable[str], space: dict[str, Any]) -> None:
-        """Follow an import in a function's body, without running it."""
-        if level:
-            package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
-            above = package.rsplit(".", level - 1)[0]
-            name = f"{above}.{name}" if name else above
-        for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
-            module = self.module(prefix)
-        for inner in names:
-            if module is None or inner not in vars(module):
-                self.module(f"{name}.{inner}")
-            else:
-                self.names.add(inner)
-
-    def module(self, name: str) -> types.ModuleType | None:
-        """Count a module: the loaded one, else the code that an import would run."""
-        loaded = sys.modules.get(name, _MISSING)
-        self.same.append((dict.get, sys.modules, name, loaded))
-        if isinstance(loaded, types.ModuleType):
+    def module(self, name: str) -> None:
+        """Count a module imported in a body: the loaded one, else what an import would run."""
+        loaded = self.look(dict.get, sys.modules, name)
+        if isinstance(loaded, ModuleType):
             self.token(loaded)
-            return loaded
-        key = ("module", "", name)
-        if key in self.parts:
-            return None
-        try:
-            spec = _find(name)
-            if spec is None:  # the import fails, as long as it cannot be found
-                self.equal.append((_find, name, None))
-                return None
-            if self.is_library(name, spec.origin):
-                return None
-            loader: Any = spec.loader
-            code = loader.get_code(name) if loader else None
-        except Exception as error:  # it does not even compile, or the loader is a strange one
-            raise _Opaque(f"module {name}") from error
-        self.parts[key] = _short(_body(code).digest) if code else ""
-        if code and spec.origin:
-            self.equal.append((_path_token, spec.origin, _path_token(spec.origin)))
-            is_package = spec.submodule_search_locations is not None
-            package = name if is_package else name.rpartition(".")[0]
-            self.mention(_body(code), {"__name__": name, "__package__": package})
-        return None
+        elif ("module", "", name) not in self.parts:
+            try:
+                spec: Any = _find(name)
+                if spec and self.is_library(name, spec.origin):
+                    return
+                code = spec.loader.get_code(name) if spec and spec.loader else None
+                self.look(_call, _source, name)
+            except Exception as error:  # it does not even compile, or the loader is a strange one
+                raise _Opaque(f"module {name}") from error
+            self.parts["module", "", name] = _short(_body(code).digest) if code else ""
+            if code:
+                self.mention(_body(code), {"__name__": name, "__package__": spec.parent})
 
-    def expand(self) -> bool:
-        """Look up in the modules reached what any code mentions; tell whether that was news."""
-        before = len(self.looked)
-        for space in list(self.spaces.values()):
-            for name in sorted(self.wanted(space) & space.keys()):
-                self.lookup(space, name)
-        return len(self.looked) > before
-
-    def wanted(self, space: dict[str, Any]) -> set[str]:
-        wide = _words(self.strings).union(_callables(space)) if self.wide else ()
-        return self.names.union(wide) - _MODULE_FACTS
+    def wanted(self, space: dict[str, Any]) -> list[str]:
+        """List the names in a module that any of the code may mean."""
+        words = set(self.names)
+        if self.names & _BY_TEXT:
+            words.update(x for text in self.strings for x in re.findall(r"[^\W\d]\w*", text))
+        if self.names & _WIDE:
+            kinds = (*_CODE, functools.partial, type(functools.lru_cache(len)))
+            words |= {x for x, y in space.items() if isinstance(y, kinds) and x[:2] != "__"}
+        return sorted((words & space.keys()) - _MODULE_FACTS)
 
     def finish(self) -> None:
         """Walk all code that was reached."""
         self.in_code = True
-        while self.queue or self.expand():
+        before = -1
+        while self.queue or before < len(self.looked):
+            before = len(self.looked)
             while self.queue:
                 key, value = self.queue.popleft()
                 try:
-                    if isinstance(value, type):
-                        token = self.class_(value)
-                    else:
-                        token = self.function(value, apart=not key[0])
+                    token = self.class_(value) if isinstance(value, type) else self.function(value)
                 except _Opaque as error:
                     raise _Opaque(" ".join(filter(None, (key[0], key[2]))), *error.path) from error
                 self.parts[key] = _short(token)
-            while self.reflective and self.readable:
-                key, value = self.readable.pop()
-                self.parts["annotations", *key[1:]] = _short(self.annotations(value))
+            for space in [*self.spaces.values()]:
+                for name in self.wanted(space):
+                    self.lookup(space, name)
         for space in self.spaces.values():
-            wanted = self.wanted(space)
-            found = sorted(wanted & space.keys())
-            meant = [x for name in found for x in (_text(name), self.lookup(space, name))]
-            name = self.home(str(space.get("__name__", ""))) or "of the step"
-            self.parts[self.claim(("module", "", name))] = _short(_digest("module", *meant))
-            self.equal.append((space.keys().isdisjoint, wanted - space.keys(), True))
-            if self.wide:
-                self.equal.append((_callables, space, _callables(space)))
+            names = marshal.loads(self.look(_call, lambda x: _text(self.wanted(x)), space))
+            home = self.home(str(space.get("__name__", ""))) or "of the step"
+            meant = [x for name in names for x in (_text(name), self.lookup(space, name))]
+            self.parts[self.claim(("module", "", home))] = _short(_digest("module", *meant))
 
     def named(self) -> dict[str, str]:
         """Return the parts by label, with the module where two would share one."""
@@ -1625,31 +1546,31 @@ class _Walk:
             labels[label] = f"{labels[label]} {text}" if label in labels else text
         return labels
 
-    def changed(self) -> bool:
-        """Tell whether anything that the walk looked at is not what it was."""
-        for get, where, name, found in self.same:
-            if get(where, name, _MISSING) is not found:
-                return True
-        self.local.clear()
-        try:
-            return any(read(value) != found for read, value, found in self.equal)
-        except _Opaque:
-            return True
 
-
-def _walk_code(function: Any, memo: _Memo) -> _Walk:
+def _walk(start: Callable[[_Walk], None], memo: _Memo) -> _Walk:
+    """Walk from a start to the end; once more if it turns out that annotations are read."""
     walk = _Walk(memo)
-    walk.in_code, walk.root = True, _innermost(function)
-    is_function = isinstance(walk.root, types.FunctionType)
-    walk.own = _home(walk.root) if is_function else str(getattr(walk.root, "__module__", ""))
     try:
-        if function is not walk.root or not isinstance(function, _CODE):
-            walk.parts["call", "", type(function).__name__] = _short(walk.data(function, "call"))
-        walk.token(walk.root)
+        start(walk)
         walk.finish()
+        if walk.names & _REFLECTIVE:
+            walk = _Walk(memo, annotated=True)
+            start(walk)
+            walk.finish()
     except RecursionError as error:
         raise _Opaque("nested too deeply") from error
     return walk
+
+
+def _walk_code(function: Any, memo: _Memo) -> _Walk:
+    def start(walk: _Walk) -> None:
+        walk.in_code, walk.root = True, _innermost(function)
+        walk.own = _origin(walk.root)[0] if isinstance(walk.root, _CODE) else ""
+        if function is not walk.root or not isinstance(function, _CODE):
+            walk.parts["call", "", type(function).__name__] = _short(walk.data(function, "call"))
+        walk.token(walk.root)
+
+    return _walk(start, memo)
 
 
 def _code_parts(function: Callable[..., Any]) -> dict[str, str]:
@@ -1668,16 +1589,11 @@ def _fingerprint(value: object, paths: list[str] | None = None) -> str:
     `_Opaque` for what has no content to count: a lock, a connection, an open file, a generator.
     Adds to ``paths`` the files that count by content.
     """
-    walk = _Walk({})
-    try:
-        token = walk.token(value)
-        walk.finish()
-    except RecursionError as error:
-        raise _Opaque("nested too deeply") from error
+    tokens: list[bytes] = []
+    walk = _walk(lambda walk: tokens.append(walk.token(value)), {})
     if paths is not None:
         paths += walk.paths
-    parts = sorted(walk.parts.items())
-    return hashlib.sha256(token + marshal.dumps(parts, 2)).hexdigest()
+    return hashlib.sha256(tokens[-1] + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
 class _CodeMemo:
@@ -1831,9 +1747,8 @@ def _pickled(value: Any) -> tuple[Any, list[Any], dict[str, str]]:
         def reducer_override(self, thing: Any) -> Any:
             name = ""
             if isinstance(thing, type | FunctionType):
-                module = str(thing.__module__)
-                if _packages(module, _file(module)) is None:
-                    name = f"code {module}:{thing.__qualname__}"
+                if _packages(*_origin(thing)) is None:
+                    name = f"code {thing.__module__}:{thing.__qualname__}"
             elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
                 name = f"file {thing}"
             if name:
