@@ -894,7 +894,6 @@ _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
 _CODE = (FunctionType, type, ModuleType)  # what counts as a part of its own
 _Memo = dict[int, tuple[bytes, object]]  # id -> token, and the value, so that the id stays its own
-_Key = tuple[str, str, str]  # kind, module, name
 
 
 def _names(text: str) -> frozenset[str]:
@@ -923,15 +922,9 @@ _BY_TEXT = _WIDE | {"query", "sql"}
 _REFLECTIVE = _names(
     "__annotations__ get_type_hints get_annotations signature getfullargspec __doc__ getdoc"
 )
-_GLOBAL = {
-    opcode.opmap[name]: name == "LOAD_GLOBAL"  # its lowest bit is a flag
-    for name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL")
-    if name in opcode.opmap
-}
-_CONST, _PUSH = frozenset(opcode.hasconst), ("LOAD_CONST", "LOAD_SMALL_INT")
-_EXTENDED, _IMPORT, _STORE_NAME = map(
-    opcode.opmap.get, ("EXTENDED_ARG", "IMPORT_NAME", "STORE_NAME")
-)
+_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL"}
+_CONST = frozenset(opcode.hasconst)
+_PUSH = {opcode.opmap["LOAD_CONST"], opcode.opmap.get("LOAD_SMALL_INT")}
 _NOT_BEHAVIOUR = 0x4000000 | 0x1000000  # flags: has a docstring, postponed annotations
 _FACTS = operator.attrgetter(
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_names", "co_varnames"),
@@ -1033,13 +1026,13 @@ def _path_token(path: str, above: tuple[tuple[int, int], ...] = ()) -> bytes:
 
 
 class _Body(NamedTuple):
-    """What a code object does, nested ones included, and what it names."""
+    """What a code object does, nested ones included, and what it names, sorted."""
 
     digest: bytes
-    globals: frozenset[str]
-    names: frozenset[str]  # those of attributes and modules too
-    strings: frozenset[str]
-    imports: frozenset[tuple[int, str, tuple[str, ...]]]  # level, module, names
+    globals: tuple[str, ...]
+    names: tuple[str, ...]  # those of attributes and modules too
+    strings: tuple[str, ...]
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]  # level, module, names
 
 
 _bodies: dict[int, tuple[types.CodeType, _Body]] = {}  # by id: code objects compare line numbers
@@ -1050,39 +1043,33 @@ def _body(code: types.CodeType) -> _Body:
     if id(code) in _bodies:
         return _bodies[id(code)][1]
     shape: list[Any] = [code.co_flags & ~_NOT_BEHAVIOUR, *_FACTS(code)]
-    sets: list[set[Any]] = [set(), set(code.co_names), set(), set()]
-    globals_, _, strings, imports = sets
+    found: list[set[Any]] = [set(), set(code.co_names), set(), set()]  # as in a _Body
     extended = 0
     for op, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
-        arg, extended = extended | low, 0
-        if op == _EXTENDED:
+        arg, extended, name = extended | low, 0, opcode.opname[op]
+        if name == "EXTENDED_ARG":
             extended = arg << 8
         elif op in _CONST:  # by value: a docstring shifts the indices
             const = code.co_consts[arg]
             if isinstance(const, types.CodeType):
                 inner = _body(const)
                 shape += (op, inner.digest)
-                for mine, others in zip(sets, inner[1:], strict=True):
-                    mine |= others
+                for mine, others in zip(found, inner[1:], strict=True):
+                    mine.update(others)
             else:
                 shape += (op, repr(const) if type(const) is slice else marshal.dumps(const, 2))
                 texts = const if type(const) is tuple else (const,)
-                strings.update(x for x in texts if type(x) is str)
-        elif (
-            op == _STORE_NAME
-            and code.co_names[arg] in _VOLATILE
-            and opcode.opname[shape[-2]] in _PUSH
-        ):
+                found[2].update(x for x in texts if type(x) is str)
+        elif name == "STORE_NAME" and code.co_names[arg] in _VOLATILE and shape[-2] in _PUSH:
             del shape[-2:]  # a line number or docstring in the body of a local class
         elif op:  # 0 is an inline cache
             shape += (op, arg)
-            if op in _GLOBAL:
-                globals_.add(code.co_names[arg >> _GLOBAL[op]])
-            elif op == _IMPORT:  # the level and the names were pushed just before
+            if name in _GLOBAL:
+                found[0].add(code.co_names[arg >> (name == "LOAD_GLOBAL")])  # the last bit: a flag
+            elif name == "IMPORT_NAME":  # the level and the names were pushed just before
                 level, names = (marshal.loads(x) if type(x) is bytes else x for x in shape[-5:-2:2])
-                imports.add((level, code.co_names[arg], names or ()))
-    digest = _digest("body", marshal.dumps(shape, 2))
-    body = _Body(digest, *map(frozenset, sets))
+                found[3].add((level, code.co_names[arg], names or ()))
+    body = _Body(_digest("body", marshal.dumps(shape, 2)), *(tuple(sorted(x)) for x in found))
     _bodies[id(code)] = (code, body)
     return body
 
@@ -1166,15 +1153,11 @@ def _held(value: Any) -> tuple[Any, ...] | None:
     return None
 
 
-def _cell(cell: types.CellType, _: str, default: object) -> object:
+def _cell(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # not assigned yet
-        return default
-
-
-def _call(function: Callable[[Any], Any], argument: Any, _: object) -> Any:
-    return function(argument)
+        return _MISSING
 
 
 class _Walk:
@@ -1185,34 +1168,36 @@ class _Walk:
     ``annotated``: annotations and docstrings count too, because some of the code reads them.
     """
 
-    def __init__(self, memo: _Memo, *, annotated: bool = False) -> None:
-        self.parts: dict[_Key, str] = {}  # digest or version
-        self.looks: list[tuple[Callable[..., Any], Any, Any, Any]] = []  # how, where, name, found
+    def __init__(self, memo: _Memo, annotated: bool) -> None:
+        self.parts: dict[str, str] = {}  # label -> digest or version
+        self.looks: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
         self.own, self.root, self.in_code, self.annotated = "", _MISSING, False, annotated
         self.memo = memo  # contents that reach no code, which walks may share
         self.done: _Memo = {}
         self.open: dict[int, tuple[int, object]] = {}  # not finished, or in a cycle that is not
         self.lowest = 0  # the index in `open` of the uppermost value referred back to
         self.labels: _Memo = {}  # functions, classes and modules met
-        self.queue: deque[tuple[_Key, Any]] = deque()
+        self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
         self.paths: list[str] = []  # files that values name
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
 
-    def look(self, get: Callable[..., Any], where: Any, name: Any) -> Any:
+    def look(self, get: Callable[..., Any], *where: Any) -> Any:
         """Look something up, and note what was found so that `changed` can look again."""
-        found = get(where, name, _MISSING)
-        self.looks.append((get, where, name, found))
+        found = get(*where)
+        self.looks.append((get, where, found))
         return found
 
     def changed(self) -> bool:
         """Tell whether anything that the walk looked at is not what it was."""
         self.done.clear()
         try:
-            for get, where, name, found in self.looks:
-                now = get(where, name, _MISSING)
-                if now is not found and not (type(now) is type(found) is bytes and now == found):
+            for get, where, found in self.looks:
+                now = get(*where)
+                if now is not found and (
+                    type(now) is not type(found) or type(now) not in (int, bytes) or now != found
+                ):
                     return True
         except Exception:  # a new walk will tell
             return True
@@ -1345,44 +1330,40 @@ class _Walk:
             if not library:
                 self.spaces[id(value)] = vars(value)
                 self.names |= set() if self.in_code else {"getattr"}  # any of an input may be used
-            return marshal.dumps(("module", self.home(home)), 2)
+            return b"@" + _text(["" if home == self.own else home])
         if isinstance(value, type):
             kind, name = "class", value.__qualname__
             found: Any = sys.modules.get(home)
             for part in name.split(".") if library else ():
                 found = getattr(found, part, None)
             # A static type is C code; a class that its module does not hold was made at run time.
-            known = found is value or not value.__flags__ & 1 << 9
+            known = library and (found is value or not value.__flags__ & 1 << 9)
         else:
             kind, name = "helper", value.__code__.co_qualname
-            known = not (value.__closure__ or vars(value))
-        key = ("", "", value.__name__) if value is self.root else (kind, self.home(home), name)
-        if not (library and known):
-            key = self.claim(key)
-            self.queue.append((key, value))
-        return marshal.dumps((kind, *key), 2)  # no other token is a tuple's
+            known = library and not (value.__closure__ or vars(value))
+        if known:
+            return b"@" + _text([kind, home, name])
+        label = self.claim(kind, home, name) if value is not self.root else value.__name__
+        self.queue.append((label, value))
+        return b"@" + _text(label)
 
-    def claim(self, key: _Key) -> _Key:
-        """Reserve the name of a part; a namesake of the same module gets a number."""
-        kind, home, name = key
-        for number in itertools.count(2):
-            if key not in self.parts:
-                break
-            key = (kind, home, f"{name} #{number}")
-        self.parts[key] = ""
-        return key
-
-    def home(self, module: str) -> str:
-        """Leave out the name of the step's own module: it may be run as __main__."""
-        return "" if module == self.own else module
+    def claim(self, kind: str, home: str, name: str) -> str:
+        """Reserve the label of a part; a namesake gets a number."""
+        # Without the name of the step's own module: it may be run as __main__.
+        first = label = f"{kind} {name}" if home in ("", self.own) else f"{kind} {home}.{name}"
+        number = 1
+        while label in self.parts:
+            label = f"{first} #{(number := number + 1)}"
+        self.parts[label] = ""
+        return label
 
     def is_library(self, module: str, file: str | None) -> bool:
         """Tell whether a module is installed, and count its version."""
         packages = _packages(module, file)
         for name, version in (packages or {}).items():
-            self.parts["package", "", name] = version
+            self.parts[f"package {name}"] = version
         if packages is None and str(file).endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
-            self.parts["extension", "", module] = _short(_path_token(str(file)))
+            self.parts[f"extension {module}"] = _short(_path_token(str(file)))
         return packages is not None
 
     def lookup(self, space: dict[str, Any], name: str) -> bytes:
@@ -1390,15 +1371,15 @@ class _Walk:
         if name in _MODULE_FACTS:
             return b""
         if (id(space), name) not in self.looked:
-            value = self.look(dict.get, space, name)
+            value = self.look(space.get, name, _MISSING)
             self.looked[id(space), name] = b""  # a builtin, or not defined yet
             if issubclass(type(value), _CODE):
                 self.looked[id(space), name] = self.token(value)
             elif value is not _MISSING:
-                key = self.claim(("constant", self.home(str(space.get("__name__", ""))), name))
-                # Its token comes first, because the value may lead back to it.
-                self.looked[id(space), name] = marshal.dumps(key, 2)
-                self.parts[key] = _short(self.data(value, f"constant {name}"))
+                label = self.claim("constant", str(space.get("__name__", "")), name)
+                # Its label comes first, because the value may lead back to it.
+                self.looked[id(space), name] = b"@" + _text(label)
+                self.parts[label] = _short(self.data(value, f"constant {name}"))
         return self.looked[id(space), name]
 
     def data(self, value: Any, what: str) -> bytes:
@@ -1408,18 +1389,20 @@ class _Walk:
         except _Opaque as error:
             raise _Opaque(what, *error.path) from error
         if type(value) not in _SCALARS and id(value) not in self.labels:
-            self.looks.append((_call, self.token, value, token))
+            self.looks.append((self.token, (value,), token))
         return token
 
-    def members(self, space: Any) -> dict[str, Any]:
-        """Return what a function or class has in its namespace, beside what it is made of."""
-        self.look(_call, lambda x: _text(len(x)), space)
-        return {x: self.look(type(space).get, space, x) for x in sorted(space.keys() - _VOLATILE)}
-
-    def notes(self, value: Any) -> dict[tuple[str, str], Any]:
-        """Return what code can read of a function or class beside running it."""
-        names = ("__doc__", "__annotate__" if hasattr(value, "__annotate__") else "__annotations__")
-        return {("text", x): self.look(getattr, value, x) for x in names if self.annotated}
+    def members(self, value: Any) -> Iterator[tuple[str, Any]]:
+        """Yield what a function or class holds beside what makes it one."""
+        space = vars(value)
+        self.look(len, space)
+        for name in sorted([name for name in space if name not in _VOLATILE]):
+            yield name, self.look(space.get, name)
+        if self.annotated:  # Python 3.14 makes annotations when they are asked for
+            notes = "__annotate__" if getattr(value, "__annotate__", None) else "__annotations__"
+            yield from (
+                (name, self.look(getattr, value, name, None)) for name in ("__doc__", notes)
+            )
 
     def function(self, function: Any) -> bytes:
         """Hash a function: its code and what its names mean, closure, defaults and attributes."""
@@ -1427,53 +1410,56 @@ class _Walk:
             self.look(getattr, function, name)
             for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__")
         )
-        library = self.is_library(*_origin(function))
-        names = code.co_varnames[: code.co_argcount]
-        held = dict(zip([("default", x) for x in names[::-1]], (defaults or ())[::-1]))  # noqa: B905
-        held |= {("default", x): self.look(dict.get, keywords, x) for x in keywords or ()}
-        for name, cell in zip(code.co_freevars, cells or (), strict=True):
-            value = self.look(_cell, cell, name)
-            if value is not _MISSING and not (library and name in _LIBRARY_CACHES):
-                held["closure", name] = value
-        held |= {("attribute", x): y for x, y in self.members(vars(function)).items()}
-        held |= self.notes(function)
-        if library:
-            about: list[object] = [_origin(function)[0], code.co_qualname]
-            if _packages(*_origin(function)):  # it may act on what it wraps by its annotations
-                self.names.add("__annotations__")
-        else:
+        packages, about = _packages(*_origin(function)), list[object]()
+        if packages is None:
             space, body = function.__globals__, _body(code)
             self.mention(body, space)
-            about = [body.digest, *((x, self.lookup(space, x)) for x in sorted(body.globals))]
-        for (kind, name), value in held.items():
+            about += [body.digest, *(self.lookup(space, name) for name in body.globals)]
+        else:
+            about += [_origin(function)[0], code.co_qualname]
+            self.names |= (
+                {"__annotations__"} if packages else set()
+            )  # it may act by those of others
+        held: list[tuple[str, str, Any]] = []
+        names = code.co_varnames[code.co_argcount - len(defaults or ()) : code.co_argcount]
+        held += [("default", *pair) for pair in zip(names, defaults or (), strict=True)]
+        for name in keywords or ():
+            held.append(("default", name, self.look(keywords.get, name)))
+        for name, cell in zip(code.co_freevars, cells or (), strict=True):
+            value = self.look(_cell, cell)
+            if value is not _MISSING and (packages is None or name not in _LIBRARY_CACHES):
+                held.append(("closure", name, value))
+        for name, value in self.members(function):
+            held.append(("attribute", name, value))
+        for kind, name, value in held:
             token = self.data(value, f"{kind} {name}")
+            about += (kind, name, token)
             if function is self.root:
-                self.parts[kind, "", name] = _short(token)
-            about.append((kind, name, token))
+                self.parts[f"{kind} {name}"] = _short(token)
         return _digest("function", marshal.dumps(about, 2))
 
     def class_(self, cls: type[Any]) -> bytes:
         """Hash a class: metaclass, bases and attributes."""
         tokens = [self.token(x) for x in (type(cls), *self.look(getattr, cls, "__bases__"))]
-        notes = {name: value for (_, name), value in self.notes(cls).items()}
-        for name, value in (self.members(vars(cls)) | notes).items():
-            tokens += [_text(name), self.data(value, f"attribute {name}")]
+        for name, value in self.members(cls):
+            tokens += [_text(name), _text(_type_name(type(value)))]
+            tokens += [self.data(x, f"attribute {name}") for x in _held(value) or (value,)]
         if any(_packages(*_origin(x)) for x in (type(cls), *cls.__mro__)):
             self.names.add("__annotations__")  # a library's base may act by them
         return _digest("class", *tokens)
 
     def mention(self, body: _Body, space: dict[str, Any]) -> None:
         """Follow what code names beside its globals."""
-        self.names |= body.names
-        self.strings |= body.strings
-        imports = set(body.imports)
-        if body.names & _BY_TEXT:
+        self.names.update(body.names)
+        self.strings.update(body.strings)
+        imports = {*body.imports}
+        if not _BY_TEXT.isdisjoint(body.names):
             self.spaces[id(space)] = space
-        if body.names & _WIDE:
+        if not _WIDE.isdisjoint(body.names):
             for value in [*space.values()]:
                 if isinstance(value, (FunctionType, type)):
                     self.token(sys.modules.get(str(value.__module__)))
-        if body.names & {"import_module", "__import__"}:
+        if "import_module" in body.names or "__import__" in body.names:
             found = (re.fullmatch(r"(\.*)([^\W\d]\w*(?:\.[^\W\d]\w*)*)", x) for x in body.strings)
             imports |= {(len(match[1]), match[2], ()) for match in found if match}
         for level, name, names in sorted(imports):
@@ -1488,98 +1474,72 @@ class _Walk:
 
     def module(self, name: str) -> None:
         """Count a module imported in a body: the loaded one, else what an import would run."""
-        loaded = self.look(dict.get, sys.modules, name)
+        loaded = self.look(sys.modules.get, name)
         if isinstance(loaded, ModuleType):
             self.token(loaded)
-        elif ("module", "", name) not in self.parts:
+        elif f"module {name}" not in self.parts:
             try:
                 spec: Any = _find(name)
                 if spec and self.is_library(name, spec.origin):
                     return
                 code = spec.loader.get_code(name) if spec and spec.loader else None
-                self.look(_call, _source, name)
+                self.look(_source, name)
             except Exception as error:  # it does not even compile, or the loader is a strange one
                 raise _Opaque(f"module {name}") from error
-            self.parts["module", "", name] = _short(_body(code).digest) if code else ""
+            self.parts[f"module {name}"] = _short(_body(code).digest) if code else ""
             if code:
                 self.mention(_body(code), {"__name__": name, "__package__": spec.parent})
 
-    def wanted(self, space: dict[str, Any]) -> list[str]:
-        """List the names in a module that any of the code may mean."""
-        words = set(self.names)
-        if self.names & _BY_TEXT:
-            words.update(x for text in self.strings for x in re.findall(r"[^\W\d]\w*", text))
-        if self.names & _WIDE:
+    def meaning(self, space: dict[str, Any]) -> bytes:
+        """Look up in a module what any of the code may mean."""
+        wanted = self.names & space.keys()
+        if not _BY_TEXT.isdisjoint(self.names):
+            words = (re.findall(r"[^\W\d]\w*", text) for text in self.strings)
+            wanted |= space.keys() & itertools.chain.from_iterable(words)
+        if not _WIDE.isdisjoint(self.names):
             kinds = (*_CODE, functools.partial, type(functools.lru_cache(len)))
-            words |= {x for x, y in space.items() if isinstance(y, kinds) and x[:2] != "__"}
-        return sorted((words & space.keys()) - _MODULE_FACTS)
+            wanted |= {x for x, y in space.items() if isinstance(y, kinds) and x[:2] != "__"}
+        return b"".join([_text(name) + self.lookup(space, name) for name in sorted(wanted)])
 
     def finish(self) -> None:
         """Walk all code that was reached."""
-        self.in_code = True
-        before = -1
+        self.in_code, before = True, -1
         while self.queue or before < len(self.looked):
             before = len(self.looked)
             while self.queue:
-                key, value = self.queue.popleft()
+                label, value = self.queue.popleft()
                 try:
                     token = self.class_(value) if isinstance(value, type) else self.function(value)
                 except _Opaque as error:
-                    raise _Opaque(" ".join(filter(None, (key[0], key[2]))), *error.path) from error
-                self.parts[key] = _short(token)
+                    raise _Opaque(label, *error.path) from error
+                self.parts[label] = _short(token)
             for space in [*self.spaces.values()]:
-                for name in self.wanted(space):
-                    self.lookup(space, name)
+                self.meaning(space)
         for space in self.spaces.values():
-            names = marshal.loads(self.look(_call, lambda x: _text(self.wanted(x)), space))
-            home = self.home(str(space.get("__name__", ""))) or "of the step"
-            meant = [x for name in names for x in (_text(name), self.lookup(space, name))]
-            self.parts[self.claim(("module", "", home))] = _short(_digest("module", *meant))
-
-    def named(self) -> dict[str, str]:
-        """Return the parts by label, with the module where two would share one."""
-        times = Counter([(kind, name) for kind, _, name in self.parts])
-        labels: dict[str, str] = {}
-        for (kind, home, name), text in self.parts.items():
-            full = f"{home}.{name}" if home and times[kind, name] > 1 else name
-            label = f"{kind} {full}".lstrip()
-            labels[label] = f"{labels[label]} {text}" if label in labels else text
-        return labels
+            name = str(space.get("__name__", ""))
+            label = self.claim("module", "", "of the step" if name == self.own else name)
+            self.parts[label] = _short(_digest("module", self.look(self.meaning, space)))
 
 
-def _walk(start: Callable[[_Walk], None], memo: _Memo) -> _Walk:
-    """Walk from a start to the end; once more if it turns out that annotations are read."""
-    walk = _Walk(memo)
-    try:
-        start(walk)
-        walk.finish()
-        if walk.names & _REFLECTIVE:
-            walk = _Walk(memo, annotated=True)
-            start(walk)
+def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, bytes]:
+    """Walk from a value, or a step's function; once more if it turns out that annotations count."""
+    for annotated in (False, True):
+        walk = _Walk(memo, annotated)
+        try:
+            if is_step:
+                walk.in_code, walk.root = True, _innermost(value)
+                is_code = isinstance(walk.root, _CODE)
+                walk.own, _ = _origin(walk.root if is_code else type(walk.root))
+                walk.token(walk.root)
+            token = walk.data(value, "call")
+            if is_step and not (is_code and value is walk.root):
+                walk.parts[f"call {type(value).__name__}"] = _short(token)
             walk.finish()
-    except RecursionError as error:
-        raise _Opaque("nested too deeply") from error
-    return walk
-
-
-def _walk_code(function: Any, memo: _Memo) -> _Walk:
-    def start(walk: _Walk) -> None:
-        walk.in_code, walk.root = True, _innermost(function)
-        walk.own = _origin(walk.root)[0] if isinstance(walk.root, _CODE) else ""
-        if function is not walk.root or not isinstance(function, _CODE):
-            walk.parts["call", "", type(function).__name__] = _short(walk.data(function, "call"))
-        walk.token(walk.root)
-
-    return _walk(start, memo)
-
-
-def _code_parts(function: Callable[..., Any]) -> dict[str, str]:
-    """Name everything that decides what a function does: label -> version or digest.
-
-    It is the code object that will run that counts, with all project code it reaches, never a text.
-    Raises `_Opaque` if something that the code holds has no fingerprint.
-    """
-    return _walk_code(function, {}).named()
+        except RecursionError as error:
+            raise _Opaque("nested too deeply") from error
+        if _REFLECTIVE.isdisjoint(walk.names):
+            break
+    return walk, token
 
 
 def _fingerprint(value: object, paths: list[str] | None = None) -> str:
@@ -1589,11 +1549,10 @@ def _fingerprint(value: object, paths: list[str] | None = None) -> str:
     `_Opaque` for what has no content to count: a lock, a connection, an open file, a generator.
     Adds to ``paths`` the files that count by content.
     """
-    tokens: list[bytes] = []
-    walk = _walk(lambda walk: tokens.append(walk.token(value)), {})
+    walk, token = _walk({}, value)
     if paths is not None:
         paths += walk.paths
-    return hashlib.sha256(tokens[-1] + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
+    return hashlib.sha256(token + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
 class _CodeMemo:
@@ -1618,11 +1577,10 @@ class _CodeMemo:
             known[1].memo = self._memo
             if not known[1].changed():
                 return known[2:]
-        walk = _walk_code(function, self._memo)
-        parts = walk.named()
-        digest = hashlib.sha256(marshal.dumps(sorted(parts.items()), 2)).hexdigest()
-        self._walks[id(function)] = (function, walk, parts, digest)
-        return parts, digest
+        walk, _ = _walk(self._memo, function, is_step=True)
+        digest = hashlib.sha256(marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
+        self._walks[id(function)] = (function, walk, walk.parts, digest)
+        return walk.parts, digest
 
 
 # An entry: magic (its last byte numbers the format), length of the JSON text, HMAC of both and the
