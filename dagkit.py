@@ -1583,17 +1583,31 @@ class _CodeMemo:
         return walk.parts, digest
 
 
+# --- the store: text becomes a file
+
 # An entry: magic (its last byte numbers the format), length of the JSON text, HMAC of both and the
 # text, JSON text, payload. Text and payload are filled up to 64 bytes, so that arrays are aligned.
 _MAGIC = b"dagkit\x00\x01"
 _PREFIX = len(_MAGIC) + 8 + 32
 _INLINE = 4 << 10  # bytes; smaller buffers stay in the pickle stream
-_MAPPED = 32 << 20  # bytes; buffers from here on are mapped, not read
+_MAPPED = 32 << 20  # bytes; sections from here on are mapped, not read
 _TOUCH = 3600.0  # seconds that the recorded time of use may lag behind
 _LEFTOVER = 86400.0  # seconds after which nobody still writes a temporary file
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+_locks: set[int] = set()  # handles of the locks that this process holds
+
+
+def _forget_locks() -> None:
+    """Close in a forked child what would keep its parent's locks alive."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class _BadEntry(Exception):
@@ -1612,9 +1626,9 @@ class _Head(NamedTuple):
     named: dict[str, str]  # file or code that the value only names -> its fingerprint back then
     created: float  # seconds since the epoch
     seconds: float  # that the step took
-    # For the value, or each output: offset, lengths of the pickle stream and of each buffer, sha256
-    # of the stream, crc32 of all. Only what was signed is unpickled; the rest is raw data.
-    sections: list[tuple[int, list[int], str, int]]
+    # For the value, or each output: lengths of the pickle stream and of each buffer, sha256 of the
+    # stream, crc32 of all. Only what was signed is unpickled; the rest is raw data.
+    sections: list[tuple[list[int], str, int]]
     path: str = ""
     start: int = 0  # of the payload
     kept: bool = True  # False: the payload was pruned, the fingerprint still counts
@@ -1624,43 +1638,38 @@ def _padded(length: int) -> int:
     return length + -length % 64
 
 
+def _top(path: str, most: int = _INLINE) -> tuple[bytes, int]:
+    """Read the first bytes of a file, and its size."""
+    file = os.open(path, _READ)
+    try:
+        return os.read(file, most), os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
 def _read_head(path: str, secret: bytes) -> _Head:
     import hmac
     import json
 
-    file = os.open(path, _READ)
-    try:
-        size, data = os.fstat(file).st_size, os.read(file, _INLINE)
-        start = _PREFIX + int.from_bytes(data[8:16], "big")
-        if len(data) < start <= size:
-            data += os.read(file, start - len(data))
-    finally:
-        os.close(file)
+    data, size = _top(path)
     if data[:8] != _MAGIC:
         newer = data[:7] == _MAGIC[:7]
         raise _BadEntry("it has the format of another dagkit" if newer else "it is no entry")
+    start = _PREFIX + int.from_bytes(data[8:16], "big")
+    if len(data) < start <= size:
+        data, size = _top(path, start)
     text = data[_PREFIX:start]
     if not hmac.compare_digest(hmac.digest(secret, data[:16] + text, "sha256"), data[16:_PREFIX]):
         raise _BadEntry("it is damaged, or another key has signed it")
     head = _Head._make([*json.loads(text), path, start, True])
-    payload = sum(_padded(length) for _, lengths, *_ in head.sections for length in lengths)
+    payload = sum(_padded(length) for lengths, *_ in head.sections for length in lengths)
     if size not in (start, start + payload):
         raise _BadEntry("it is cut short, or too long")
     return head._replace(kept=size == start + payload)
 
 
-def _small_file(path: str) -> bytes:
-    file = os.open(path, _READ)
-    try:
-        return os.read(file, _INLINE)
-    finally:
-        os.close(file)
-
-
 def _user_secret() -> bytes:
     """Return the key that signs this user's entries; make it if there is none, or raise OSError."""
-    import hashlib
-
     if shared := os.environ.get("DAGKIT_KEY"):
         return hashlib.sha256(os.fsencode(shared)).digest()
     path = os.path.expanduser("~/.local/share/dagkit/key")
@@ -1669,10 +1678,15 @@ def _user_secret() -> bytes:
         aside = f"{path}.{os.urandom(8).hex()}"
         with open(os.open(aside, _WRITE | os.O_EXCL, 0o600), "wb") as file:
             file.write(os.urandom(32))
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(aside, path)  # unlike a rename, the first of two writers wins
-        os.unlink(aside)
-    about, secret = os.stat(path), _small_file(path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(aside, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+    about, (secret, _) = os.stat(path), _top(path)
     if hasattr(os, "geteuid") and (about.st_uid != os.geteuid() or about.st_mode & 0o077):
         raise OSError(f"its key {path} is not yours alone: chmod 600 it, or delete it")
     if len(secret) != 32:
@@ -1690,38 +1704,34 @@ def _named_mark(name: str) -> str:
     return _fingerprint(pkgutil.resolve_name(what))
 
 
-def _pickled(value: Any) -> tuple[Any, list[Any], dict[str, str]]:
-    """Return the pickle stream, its buffers (not copied), and marks of what it only names.
+def _pickled(value: Any, marks: dict[str, str]) -> list[Any]:
+    """Return the pickle stream, then its buffers, not copied.
 
     A pickle holds a path, a class or a function of the project by name: what stands behind the name
-    counts too, or a step that uses it would not see that it has changed.
+    counts too, or a step that uses it would not see that it has changed. It is added to ``marks``.
     """
     import io
     import pickle
 
-    stream, buffers, marks = io.BytesIO(), list[Any](), dict[str, str]()
+    stream, buffers = io.BytesIO(), list[Any]()
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, thing: Any) -> Any:
-            name = ""
-            if isinstance(thing, type | FunctionType):
-                if _packages(*_origin(thing)) is None:
-                    name = f"code {thing.__module__}:{thing.__qualname__}"
-            elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
-                name = f"file {thing}"
-            if name:
+            if isinstance(thing, type | FunctionType) and _packages(*_origin(thing)) is None:
+                name = f"code {thing.__module__}:{thing.__qualname__}"
                 marks[name] = _named_mark(name)
+            elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
+                marks[f"file {thing}"] = _named_mark(f"file {thing}")
             return NotImplemented
 
     def aside(buffer: Any) -> bool:
         view = buffer.raw()
-        if view.nbytes < _INLINE:
-            return True
-        buffers.append(view)
-        return False
+        if view.nbytes >= _INLINE:
+            buffers.append(view)
+        return bool(view.nbytes < _INLINE)
 
     Pickler(stream, 5, buffer_callback=aside).dump(value)
-    return stream.getbuffer(), buffers, marks
+    return [stream.getbuffer(), *buffers]
 
 
 class Store:
@@ -1772,13 +1782,11 @@ class Store:
         0
         """
         count = 0
-        for _, _, path in [*self._files("entries"), *self._files("newest")]:
+        for _, _, path in [*self._files("entries")]:
             with contextlib.suppress(OSError, _BadEntry):
-                newest = os.path.dirname(path).endswith("newest")
-                mine = path == self._pointer(step or "") if newest else None
-                if step is None or mine or (mine is None and self._step_of(path) == step):
+                if step is None or _read_head(path, self._secret).step == step:
                     os.unlink(path)
-                    count += not newest
+                    count += 1
         return count
 
     def prune(
@@ -1811,18 +1819,14 @@ class Store:
         excess = sum(size for _, size, _ in files) - max_bytes if max_bytes is not None else 0
         for used, size, path in files:
             if freed < excess or (age is not None and used < now - age):
-                try:
-                    start = _read_head(path, self._secret).start
-                    with open(path, "rb") as file:
-                        text = file.read(start)
-                    # Others that have the old file open, or mapped, keep it.
-                    self._write(path, [text], used)
-                    freed += size - start
-                except _BadEntry:
-                    os.unlink(path)  # nobody will ever read it
-                    freed += size
-                except OSError:
-                    continue  # another process was faster
+                with contextlib.suppress(OSError):  # another process was faster
+                    try:
+                        text, _ = _top(path, _read_head(path, self._secret).start)
+                        self._write(path, [text], used)
+                        freed += size - len(text)
+                    except _BadEntry:  # nobody will ever read it
+                        os.unlink(path)
+                        freed += size
         return freed
 
     def _files(self, folder: str) -> Iterator[tuple[float, int, str]]:
@@ -1831,29 +1835,32 @@ class Store:
             return
         for top, _, names in os.walk(os.path.join(self.path, folder)):
             for name in names:
-                path = os.path.join(top, name)
-                if len(name) == 64 and set(name) <= set("0123456789abcdef"):
+                if re.fullmatch("[0-9a-f]{64}", name):
                     with contextlib.suppress(OSError):
-                        about = os.lstat(path)
+                        about = os.lstat(os.path.join(top, name))
                         if stat.S_ISREG(about.st_mode):
-                            yield about.st_mtime, about.st_size, path
+                            yield about.st_mtime, about.st_size, os.path.join(top, name)
 
-    # --- the folder
+    # The folder
 
     def _ready(self, *, make: bool = False) -> bool:
         """Say whether the folder is fit for use; a warning says what to do if not."""
         if not self._secret:
             try:
-                self._secret = self._checked(make)
+                if make and not os.path.isdir(self.path):
+                    self._furnish()
+                if os.path.isdir(self.path):
+                    self._check()
+                    secret = _user_secret()
+                    if make:
+                        self._furnish()
+                    self._secret = secret
             except OSError as error:
                 self._say("folder", f"the store {self.path} is not used: {error}")
         return bool(self._secret)
 
-    def _checked(self, make: bool) -> bytes:
-        if not os.path.isdir(self.path):
-            if not make:
-                return b""
-            self._furnish()
+    def _check(self) -> None:
+        """Raise OSError for a folder that is not ours alone."""
         about, names = os.stat(self.path), os.listdir(self.path)
         if hasattr(os, "geteuid"):
             if about.st_uid != os.geteuid():
@@ -1862,10 +1869,6 @@ class Store:
                 raise OSError(f"others can write to it; if you trust it: chmod 700 {self.path}")
         if names and not self._marked():
             raise OSError("it holds other files; choose a new or an empty folder")
-        secret = _user_secret()
-        if make:
-            self._furnish()
-        return secret
 
     def _furnish(self) -> None:
         for folder in ("", "tmp", "entries", "locks", "newest"):
@@ -1877,7 +1880,7 @@ class Store:
 
     def _marked(self) -> bool:
         with contextlib.suppress(OSError):
-            return _small_file(os.path.join(self.path, "CACHEDIR.TAG")) == _TAG
+            return _top(os.path.join(self.path, "CACHEDIR.TAG"))[0] == _TAG
         return False
 
     def _say(self, about: str, text: str) -> None:
@@ -1886,8 +1889,15 @@ class Store:
             self._said.add(about)
             _warn(text)
 
+    def _refuse(self, path: str, error: Exception) -> None:
+        why = str(error) if isinstance(error, _BadEntry) else f"{type(error).__name__}: {error}"
+        self._say(path, f"the entry {path} is not used, its step runs again: {why}")
+
     def _write(self, path: str, pieces: Iterable[Any], used: float | None = None) -> None:
-        """Write a file that appears under its name when it is complete, or never."""
+        """Write a file that appears under its name when it is complete, or never.
+
+        Others that have the old file open, or mapped, keep it.
+        """
         aside = os.path.join(self.path, "tmp", os.urandom(32).hex())
         try:
             with open(os.open(aside, _WRITE | os.O_EXCL, 0o600), "wb") as file:
@@ -1904,38 +1914,32 @@ class Store:
         return f"{self.path}/entries/{key[:2]}/{key}"
 
     def _pointer(self, step: str) -> str:
-        import hashlib
-
         return f"{self.path}/newest/{hashlib.sha256(step.encode()).hexdigest()}"
 
-    def _step_of(self, path: str) -> str:
-        return _read_head(path, self._secret).step
-
-    # --- entries
+    # Entries
 
     def _head(self, key: str) -> _Head | None:
         """Return the checked head of an entry; None is a miss."""
-        if not self._ready():
-            return None
         path = self._entry(key)
         try:
+            if not self._ready():
+                return None
             head = _read_head(path, self._secret)
-            if head.key == key:
-                return head
-            raise _BadEntry("it is the entry of another key")
+            if head.key != key:
+                raise _BadEntry("it is the entry of another key")
+            return head
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, _BadEntry) as error:
-            self._say(path, f"the entry {path} is not used, its step runs again: {error}")
+            self._refuse(path, error)
             return None
 
     def _newest(self, step: str) -> _Head | None:
         """Return the head of a step that was stored last, as far as that is known."""
         with contextlib.suppress(OSError, ValueError, _BadEntry):
             if self._ready():
-                return _read_head(
-                    self._entry(_small_file(self._pointer(step)).decode()), self._secret
-                )
+                key = _top(self._pointer(step))[0].decode()
+                return _read_head(self._entry(key), self._secret)
         return None
 
     def _load(self, head: _Head, part: str = "") -> Any:
@@ -1944,105 +1948,87 @@ class Store:
 
         if head.outputs and not part:
             return tuple([self._load(head, name) for name in head.outputs])
+        if not head.kept:
+            raise _BadEntry("its payload was pruned")
         try:
-            if not head.kept:
-                raise _BadEntry("its payload was pruned")
-            number = list(head.outputs).index(part) if part else 0
-            stream, buffers = self._payload(head, *head.sections[number])
+            stream, *buffers = self._pieces(head, list(head.outputs).index(part) if part else 0)
             return pickle.loads(stream, buffers=buffers)
         except Exception as error:
             # Whatever it is (a class of the value that is gone raises what it likes), the value can
             # be computed again.
-            if head.kept:
-                why = f"{type(error).__name__}: {error}"
-                self._say(
-                    head.path, f"the entry {head.path} is not used, its step runs again: {why}"
-                )
+            self._refuse(head.path, error)
             raise _BadEntry(str(error)) from error
 
-    def _payload(
-        self, head: _Head, offset: int, lengths: list[int], stream_hash: str, checksum: int
-    ) -> tuple[Any, list[memoryview]]:
-        """Read and check a pickle stream and its buffers, which are writable and of no file."""
-        import hashlib
+    def _pieces(self, head: _Head, number: int) -> Iterator[Any]:
+        """Check a section; yield its stream, then its buffers, writable and of no file."""
         import mmap
         import zlib
 
-        span = sum(map(_padded, lengths))
+        spans = [sum(map(_padded, lengths)) for lengths, *_ in head.sections]
+        at, span = head.start + sum(spans[:number]), spans[number]
+        lengths, stream_hash, checksum = head.sections[number]
         with open(os.open(head.path, _READ), "rb", buffering=0) as file:
-            about = os.fstat(file.fileno())
+            used = os.fstat(file.fileno()).st_mtime
             if span >= _MAPPED:
                 # Pages are private and come as they are touched; the file never changes.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                data = memoryview(mapped)[head.start + offset :][:span]
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+                data = data[at : at + span]
             else:
                 data = memoryview(bytearray(span))
-                file.seek(head.start + offset)
+                file.seek(at)
                 if file.readinto(data) != span:
                     raise _BadEntry("it was cut short")
         stream = bytes(data[: lengths[0]])  # what is checked is what is unpickled
         if hashlib.sha256(stream).hexdigest() != stream_hash or zlib.crc32(data) != checksum:
             raise _BadEntry("its payload is damaged")
-        if about.st_mtime < time.time() - _TOUCH:
+        if used < time.time() - _TOUCH:
             with contextlib.suppress(OSError):
                 os.utime(head.path)
-        buffers, at = [], 0
-        for length in lengths:
-            buffers.append(data[at : at + length])
-            at += _padded(length)
-        return stream, buffers[1:]
+        yield stream
+        ends = itertools.accumulate(map(_padded, lengths))
+        yield from (data[end : end + n] for end, n in zip(ends, lengths[1:], strict=False))
 
     def _save(self, head: _Head, value: Any) -> _Head | None:
         """Keep a value under a head that lacks only what is known of the payload.
 
         Returns the full head, or None after a warning if the value cannot be kept.
         """
-        import hashlib
         import hmac
         import json
         import zlib
 
         if not self._ready(make=True):
             return None
-        payload: list[Any] = []
-        sections: list[tuple[int, list[int], str, int]] = []
-        prints: list[str] = []
-        offset = 0
+        payload, prints = list[Any](), list[str]()
         try:
             for part in value if head.outputs else (value,):
-                stream, buffers, marks = _pickled(part)
-                head.named.update(marks)
-                lengths, checksum, digest = [], 0, hashlib.sha256(repr(marks).encode())
-                for piece in (stream, *buffers):
-                    lengths.append(piece.nbytes)
-                    filled = (piece, bytes(_padded(piece.nbytes) - piece.nbytes))
-                    payload += filled
+                marks: dict[str, str] = {}
+                pieces, checksum = _pickled(part, marks), 0
+                lengths = [piece.nbytes for piece in pieces]
+                digest = hashlib.sha256(repr((marks, lengths)).encode())
+                for piece in pieces:
                     digest.update(piece)
-                    for data in filled:
-                        checksum = zlib.crc32(data, checksum)
-                sections.append((offset, lengths, hashlib.sha256(stream).hexdigest(), checksum))
-                prints.append(hashlib.sha256(f"{lengths}{digest.hexdigest()}".encode()).hexdigest())
-                offset += sum(map(_padded, lengths))
-        except Exception as error:
-            # Pickling runs code of the value's classes, which may raise anything.
+                    padding = bytes(_padded(piece.nbytes) - piece.nbytes)
+                    checksum = zlib.crc32(padding, zlib.crc32(piece, checksum))
+                    payload += (piece, padding)
+                section = lengths, hashlib.sha256(pieces[0]).hexdigest(), checksum
+                head.sections.append(section)
+                head.named.update(marks)
+                prints.append(digest.hexdigest())
+        except Exception as error:  # pickling runs code of the value's classes
             why = f"{type(error).__name__}: {error}"
-            self._say(
-                f"save {head.step}", f"the result of step '{head.step}' cannot be kept: {why}"
-            )
+            text = f"the result of step '{head.step}' cannot be kept: {why}"
+            self._say(f"save {head.step}", text)
             return None
         whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
+        outputs = dict(zip(head.outputs, prints, strict=False))
         path = self._entry(head.key)
-        head = head._replace(
-            fingerprint=whole,
-            outputs=dict(zip(head.outputs, prints, strict=False)),
-            created=time.time(),
-            sections=sections,
-            path=path,
-        )
-        text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":")).encode()
-        text += b" " * (-(_PREFIX + len(text)) % 64)
-        top = _MAGIC + len(text).to_bytes(8, "big")
-        sealed = top + hmac.digest(self._secret, top + text, "sha256") + text
+        head = head._replace(fingerprint=whole, outputs=outputs, created=time.time(), path=path)
+        text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":"))
+        body = text.encode()
+        body += b" " * (-(_PREFIX + len(body)) % 64)
+        top = _MAGIC + len(body).to_bytes(8, "big")
+        sealed = top + hmac.digest(self._secret, top + body, "sha256") + body
         try:
             self._furnish()  # the folder may have vanished
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -2054,7 +2040,7 @@ class Store:
         self._said.discard(path)
         return head._replace(start=len(sealed))
 
-    # --- once only
+    # Once only
 
     def _lock(self, key: str) -> int | None:
         """Return a handle on the lock of a key, None if somebody else has it, -1 if there is none.
@@ -2064,30 +2050,30 @@ class Store:
         """
         if fcntl is None or not self._ready(make=True):
             return -1
-        path = f"{self.path}/locks/{key}"
+        path, file = f"{self.path}/locks/{key}", -1
         try:
             while True:
                 file = os.open(path, _WRITE, 0o600)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # Its last holder may have unlinked it between the two calls.
-                    if os.path.samestat(os.fstat(file), os.stat(path)):
-                        return file
-                except BlockingIOError:
-                    os.close(file)
-                    return None
-                except FileNotFoundError:
-                    pass
-                os.close(file)
-        except OSError:
-            return -1
+                _locks.add(file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last holder may have unlinked it between the two calls.
+                if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                    return file
+                self._close(file)
+        except OSError as error:
+            if file in _locks:
+                self._close(file)
+            return None if isinstance(error, BlockingIOError) else -1
+
+    def _close(self, file: int) -> None:
+        _locks.discard(file)
+        os.close(file)
 
     def _unlock(self, key: str, file: int | None) -> None:
-        if file is not None and file >= 0:
-            # Unlinked first: a forked child that has inherited the handle locks out nobody.
+        if file in _locks:  # not so in a forked child
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}/locks/{key}")
-            os.close(file)
+            self._close(file)
 
 
 ########################################################################################
