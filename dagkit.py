@@ -892,6 +892,7 @@ def _missing_error(graph: _Graph, missing: Mapping[str, Step | None]) -> Missing
 _MISSING: Any = object()
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+_LRU: Any = type(functools.lru_cache(len))  # the wrapper's type has no public name
 _CODE = (FunctionType, type, ModuleType)  # what counts as a part of its own
 _Memo = dict[int, tuple[bytes, object]]  # id -> token, and the value, so that the id stays its own
 
@@ -901,22 +902,22 @@ def _names(text: str) -> frozenset[str]:
 
 
 # Modules whose types carry no result: their instances count by type alone when code holds them.
-_BY_TYPE = _names("logging _thread threading weakref _weakrefset")
+_BY_TYPE = {"logging", "_thread", "threading", "weakref", "_weakrefset"}
 # What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
 _VOLATILE = _names(
-    "__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ _abc_impl __annotations__ "
-    "__annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__ "
-    "__type_params__ __parameters__ __qualname__ __name__ _dagkit_options"
+    """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ _abc_impl __annotations__
+    __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__
+    __type_params__ __parameters__ __qualname__ __name__ _dagkit_options"""
 )
 # What functools.singledispatch and numpy.vectorize remember between calls.
-_LIBRARY_CACHES = _names("dispatch_cache cache_token _ufunc")
+_LIBRARY_CACHES = {"dispatch_cache", "cache_token", "_ufunc"}
 # Where a module lies and how it was loaded is not behaviour either.
-_MODULE_FACTS = _names("__file__ __cached__ __path__ __builtins__") | vars(ModuleType("")).keys()
+_MODULE_FACTS = vars(ModuleType("")).keys() | {"__file__", "__cached__", "__path__", "__builtins__"}
 # Code that says one of these can reach what no name in it shows; the last two, what a text names.
 _WIDE = _names(
-    "getattr globals vars eval exec __import__ import_module attrgetter methodcaller __dict__ "
-    "__getattribute__ getmembers getattr_static modules resolve_name locate __subclasses__ "
-    "f_globals f_back currentframe _getframe"
+    """getattr globals vars eval exec __import__ import_module attrgetter methodcaller __dict__
+    __getattribute__ getmembers getattr_static modules resolve_name locate __subclasses__
+    f_globals f_back currentframe _getframe"""
 )
 _BY_TEXT = _WIDE | {"query", "sql"}
 _REFLECTIVE = _names(
@@ -979,17 +980,13 @@ def _is_plain(value: Collection[Any]) -> bool:
     return False
 
 
-def _plain_content(value: Any) -> bytes:
-    return _digest("plain", marshal.dumps(value, 2))
-
-
 def _array_content(array: Any) -> bytes:
     """Hash the bytes of an array in C order, one that lies otherwise piece by piece."""
     numpy = sys.modules["numpy"]
     content, rows = hashlib.sha256(), numpy.atleast_1d(array)
-    at_once = len(rows) if rows.flags.c_contiguous else (1 << 20) // (rows[:1].nbytes or 1)
-    for at in range(0, len(rows) if rows.nbytes else 0, max(1, at_once)):
-        piece = numpy.ascontiguousarray(rows[at : at + max(1, at_once)])
+    at_once = 1 + (rows.nbytes if rows.flags.c_contiguous else (1 << 20) // (rows[:1].nbytes or 1))
+    for at in range(0, len(rows) if rows.nbytes else 0, at_once):
+        piece = numpy.ascontiguousarray(rows[at : at + at_once])
         content.update(piece.reshape(-1).view("u1"))
     return content.digest()
 
@@ -1105,8 +1102,8 @@ def _packages(name: str, file: str | None) -> dict[str, str] | None:
 def _origin(value: Any) -> tuple[str, str | None]:
     """Name the module of a function, class or module, and its file."""
     if isinstance(value, type):
-        name: object = value.__module__  # a C type may have a descriptor there
-        return str(name), getattr(sys.modules.get(str(name)), "__file__", None)
+        name = str(value.__module__)  # a C type may have a descriptor there
+        return name, getattr(sys.modules.get(name), "__file__", None)
     # functools.wraps copies __module__, so that of a function does not count.
     space = value.__globals__ if isinstance(value, FunctionType) else vars(value)
     return str(space.get("__name__", "")), space.get("__file__")
@@ -1136,7 +1133,7 @@ _HELD: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
     property: lambda x: (x.fget, x.fset, x.fdel),
     staticmethod: lambda x: (x.__func__,),
     classmethod: lambda x: (x.__func__,),
-    type(functools.lru_cache(len)): lambda x: (x.__wrapped__, x.cache_parameters()),
+    _LRU: lambda x: (x.__wrapped__, x.cache_parameters()),
     MappingProxyType: lambda x: (dict(x),),
     types.CodeType: lambda x: (_body(x).digest,),
     types.GetSetDescriptorType: lambda x: (x.__objclass__, x.__name__),
@@ -1195,8 +1192,8 @@ class _Walk:
         try:
             for get, where, found in self.looks:
                 now = get(*where)
-                if now is not found and (
-                    type(now) is not type(found) or type(now) not in (int, bytes) or now != found
+                if now is not found and not (
+                    type(now) is type(found) in (int, bytes) and now == found
                 ):
                     return True
         except Exception:  # a new walk will tell
@@ -1237,7 +1234,7 @@ class _Walk:
     def content(self, value: Any, kind: type[Any]) -> bytes:
         """Hash one value by its type, and what it holds."""
         if kind in _CONTAINERS and (id(value) in self.memo or _is_plain(value)):
-            return self.shared(value, _plain_content)
+            return self.shared(value, lambda x: _digest("plain", marshal.dumps(x, 2)))
         if issubclass(kind, (set, frozenset)):
             more = map(self.token, (kind, getattr(value, "__dict__", None)))
             return _digest("set", *sorted(map(self.token, value)), *more)
@@ -1279,13 +1276,20 @@ class _Walk:
             columns = [value.get_level_values(i) for i in range(value.nlevels)]
         else:
             columns = [value.array]
-        names = ("columns", "index", "name", "freqstr", "attrs", *getattr(value, "_metadata", ()))
+        names = (
+            "columns",
+            "index",
+            "names",
+            "name",
+            "freqstr",
+            "attrs",
+            *getattr(value, "_metadata", ()),
+        )
         about = [kind, *(getattr(value, name, None) for name in names)]
         about.append(getattr(getattr(value, "flags", None), "allows_duplicate_labels", None))
         for column in columns:
             inner = getattr(column, "_ndarray", None)  # codes, times or text: the dtype tells which
-            name = getattr(column, "name", None)
-            about += [name, column.dtype, column.astype(object) if inner is None else inner]
+            about += [column.dtype, column.astype(object) if inner is None else inner]
         return _digest("frame", *map(self.token, about))
 
     def reduced(self, value: Any, kind: type[Any]) -> bytes:
@@ -1300,10 +1304,7 @@ class _Walk:
                 if operator.attrgetter(parts)(home) is not value:
                     raise TypeError(parts)
                 self.is_library(*_origin(home))
-                held = map(self.token, (kind, getattr(value, "__dict__", None)))
-                return _digest("global", _text(f"{home.__name__}.{parts}"), *held)
-        except _Opaque:
-            raise
+                parts = (f"{home.__name__}.{parts}", getattr(value, "__dict__", None))
         except Exception as error:  # whatever a foreign __reduce_ex__ raises
             raise _Opaque(_type_name(kind)) from error
         if kind in (operator.attrgetter, operator.methodcaller):
@@ -1313,10 +1314,9 @@ class _Walk:
             library = _packages(*_origin(kind)) is not None
             beside = _VOLATILE | _LIBRARY_CACHES if library else _VOLATILE
             state = {name: x for name, x in state.items() if name not in beside}
-        rest = [None if x is None else [*x] for x in (items, pairs)]
+        lists = [None if x is None else [*x] for x in (items, pairs)]
         try:
-            tokens = map(self.token, (kind, function, arguments, state, *rest))
-            return _digest("object", *tokens)
+            return _digest("object", *map(self.token, (kind, function, arguments, state, *lists)))
         except _Opaque as error:
             raise _Opaque(_type_name(kind), *error.path) from error
 
@@ -1497,7 +1497,7 @@ class _Walk:
             words = (re.findall(r"[^\W\d]\w*", text) for text in self.strings)
             wanted |= space.keys() & itertools.chain.from_iterable(words)
         if not _WIDE.isdisjoint(self.names):
-            kinds = (*_CODE, functools.partial, type(functools.lru_cache(len)))
+            kinds = (*_CODE, functools.partial, _LRU)
             wanted |= {x for x, y in space.items() if isinstance(y, kinds) and x[:2] != "__"}
         return b"".join([_text(name) + self.lookup(space, name) for name in sorted(wanted)])
 
