@@ -893,6 +893,7 @@ _MISSING: Any = object()
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
 _LRU: Any = type(functools.lru_cache(len))  # the wrapper's type has no public name
+_TYPE_VARIABLES = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)
 _CODE = (FunctionType, type, ModuleType)  # what counts as a part of its own
 _Memo = dict[int, tuple[bytes, object]]  # id -> token, and the value, so that the id stays its own
 
@@ -1137,7 +1138,8 @@ _HELD: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
     MappingProxyType: lambda x: (dict(x),),
     types.CodeType: lambda x: (_body(x).digest,),
     types.GetSetDescriptorType: lambda x: (x.__objclass__, x.__name__),
-    **dict.fromkeys((typing.TypeVar, typing.ParamSpec), lambda x: (x.__name__,)),
+    types.ClassMethodDescriptorType: lambda x: (x.__objclass__, x.__name__),
+    **dict.fromkeys(_TYPE_VARIABLES, lambda x: (x.__name__,)),
     getattr(typing, "TypeAliasType", None): lambda x: (x.__value__,),
 }
 
@@ -1530,10 +1532,10 @@ def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, byt
                 walk.in_code, walk.root = True, _innermost(value)
                 is_code = isinstance(walk.root, _CODE)
                 walk.own, _ = _origin(walk.root if is_code else type(walk.root))
-                walk.token(walk.root)
-            token = walk.data(value, "call")
-            if is_step and not (is_code and value is walk.root):
-                walk.parts[f"call {type(value).__name__}"] = _short(token)
+                if not is_code or value is not walk.root:
+                    label = f"call {type(value).__name__}"
+                    walk.parts[label] = _short(walk.data(value, "call"))
+            token = walk.token(walk.root if is_step else value)
             walk.finish()
         except RecursionError as error:
             raise _Opaque("nested too deeply") from error
