@@ -1596,6 +1596,7 @@ _MAPPED = 32 << 20  # bytes; sections from here on are mapped, not read
 _TOUCH = 3600.0  # seconds that the recorded time of use may lag behind
 _LEFTOVER = 86400.0  # seconds after which nobody still writes a temporary file
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
+_FOLDERS = ("tmp", "entries", "locks", "newest")
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -1847,16 +1848,14 @@ class Store:
 
     def _ready(self, *, make: bool = False) -> bool:
         """Say whether the folder is fit for use; a warning says what to do if not."""
-        if not self._secret:
+        if not self._secret and (make or os.path.isdir(self.path)):
             try:
-                if make and not os.path.isdir(self.path):
+                os.makedirs(self.path, 0o700, exist_ok=True)
+                self._check()
+                secret = _user_secret()
+                if make:
                     self._furnish()
-                if os.path.isdir(self.path):
-                    self._check()
-                    secret = _user_secret()
-                    if make:
-                        self._furnish()
-                    self._secret = secret
+                self._secret = secret
             except OSError as error:
                 self._say("folder", f"the store {self.path} is not used: {error}")
         return bool(self._secret)
@@ -1869,11 +1868,12 @@ class Store:
                 raise OSError(f"it belongs to user {about.st_uid}; choose another: DAGKIT_STORE")
             if about.st_mode & 0o022 and names:
                 raise OSError(f"others can write to it; if you trust it: chmod 700 {self.path}")
-        if names and not self._marked():
+        # Another process may be about to furnish it.
+        if not self._marked() and not {".gitignore", *_FOLDERS}.issuperset(names):
             raise OSError("it holds other files; choose a new or an empty folder")
 
     def _furnish(self) -> None:
-        for folder in ("", "tmp", "entries", "locks", "newest"):
+        for folder in _FOLDERS:
             os.makedirs(os.path.join(self.path, folder), 0o700, exist_ok=True)
         if not self._marked():
             os.chmod(self.path, 0o700)  # it may be an empty one that the user made
