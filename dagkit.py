@@ -994,12 +994,10 @@ def _missing_error(graph: _Graph, missing: Mapping[str, Step | None]) -> Missing
 _MISSING: Any = object()
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
-_PLAIN = _SCALARS | _CONTAINERS
 _LRU: Any = type(functools.lru_cache(len))  # the wrapper's type has no public name
-_CODE = (types.FunctionType, type, types.ModuleType)  # what counts as a part of its own
-_INNER = ("__wrapped__", "__func__", "func")  # where wrappers, methods and partials keep a function
+_TYPE_VARIABLES = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)
+_CODE = (FunctionType, type, ModuleType)  # what counts as a part of its own
 _Memo = dict[int, tuple[bytes, object]]  # id -> token, and the value, so that the id stays its own
-_Key = tuple[str, str, str]  # kind, module, name
 
 
 def _names(text: str) -> frozenset[str]:
@@ -1007,42 +1005,35 @@ def _names(text: str) -> frozenset[str]:
 
 
 # Modules whose types carry no result: their instances count by type alone when code holds them.
-_BY_TYPE = _names("logging _thread threading weakref _weakrefset")
+_BY_TYPE = {"logging", "_thread", "threading", "weakref", "_weakrefset"}
 # What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
 _VOLATILE = _names(
-    "__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ _abc_impl __annotations__ "
-    "__annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__ "
-    "__type_params__ __parameters__ __qualname__ __name__ _dagkit_options"
+    """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ _abc_impl __annotations__
+    __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__
+    __type_params__ __parameters__ __qualname__ __name__ _dagkit_options"""
 )
 # What functools.singledispatch and numpy.vectorize remember between calls.
-_LIBRARY_CACHES = _names("dispatch_cache cache_token _ufunc")
+_LIBRARY_CACHES = {"dispatch_cache", "cache_token", "_ufunc"}
 # Where a module lies and how it was loaded is not behaviour either.
-_MODULE_FACTS = (
-    _names("__file__ __cached__ __path__ __builtins__") | vars(types.ModuleType("")).keys()
-)
-# Code that says one of these can reach what no name in it shows.
+_MODULE_FACTS = vars(ModuleType("")).keys() | {"__file__", "__cached__", "__path__", "__builtins__"}
+# Code that says one of these can reach what no name in it shows; the last two, what a text names.
 _WIDE = _names(
-    "getattr globals vars eval exec __import__ import_module attrgetter methodcaller __dict__ "
-    "__getattribute__ getmembers getattr_static modules resolve_name locate __subclasses__ "
-    "f_globals f_back currentframe _getframe"
+    """getattr globals vars eval exec __import__ import_module attrgetter methodcaller __dict__
+    __getattribute__ getmembers getattr_static modules resolve_name locate __subclasses__
+    f_globals f_back currentframe _getframe"""
 )
-_BY_TEXT = _WIDE | {"query", "sql"}  # these read the caller's variables out of a text
+_BY_TEXT = _WIDE | {"query", "sql"}
 _REFLECTIVE = _names(
     "__annotations__ get_type_hints get_annotations signature getfullargspec __doc__ getdoc"
 )
-_GLOBAL = {
-    opcode.opmap[name]: name == "LOAD_GLOBAL"  # its lowest bit is a flag
-    for name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL")
-    if name in opcode.opmap
-}
+_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL"}
 _CONST = frozenset(opcode.hasconst)
-_EXTENDED, _IMPORT, _STORE_NAME = map(
-    opcode.opmap.get, ("EXTENDED_ARG", "IMPORT_NAME", "STORE_NAME")
-)
-_SMALL_INT = opcode.opmap.get("LOAD_SMALL_INT", -1)
-_PUSH = {opcode.opmap["LOAD_CONST"], _SMALL_INT}
-_COMPILED = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+_PUSH = {opcode.opmap["LOAD_CONST"], opcode.opmap.get("LOAD_SMALL_INT")}
 _NOT_BEHAVIOUR = 0x4000000 | 0x1000000  # flags: has a docstring, postponed annotations
+_FACTS = operator.attrgetter(
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_names", "co_varnames"),
+    *("co_freevars", "co_cellvars", "co_exceptiontable"),
+)
 
 
 class _Opaque(Exception):
@@ -1080,7 +1071,7 @@ def _is_plain(value: Collection[Any]) -> bool:
     level = [*value, *value.values()] if isinstance(value, dict) else value
     for _ in range(12):
         kinds = set(map(type, level))
-        if not kinds <= _PLAIN or len(level) > 20_000_000:
+        if not kinds <= _SCALARS | _CONTAINERS or len(level) > 20_000_000:
             return False
         if float in kinds and any(map(operator.ne, level, level)):
             return False
@@ -1090,6 +1081,17 @@ def _is_plain(value: Collection[Any]) -> bool:
         pairs = [x.values() for x in inner if type(x) is dict] if dict in kinds else []
         level = [*flat(inner), *flat(pairs)]
     return False
+
+
+def _array_content(array: Any) -> bytes:
+    """Hash the bytes of an array in C order, one that lies otherwise piece by piece."""
+    numpy = sys.modules["numpy"]
+    content, rows = hashlib.sha256(), numpy.atleast_1d(array)
+    at_once = 1 + (rows.nbytes if rows.flags.c_contiguous else (1 << 20) // (rows[:1].nbytes or 1))
+    for at in range(0, len(rows) if rows.nbytes else 0, at_once):
+        piece = numpy.ascontiguousarray(rows[at : at + at_once])
+        content.update(piece.reshape(-1).view("u1"))
+    return content.digest()
 
 
 _files: dict[tuple[int, ...], bytes] = {}  # what os.stat says of a file -> its content
@@ -1124,12 +1126,12 @@ def _path_token(path: str, above: tuple[tuple[int, int], ...] = ()) -> bytes:
 
 
 class _Body(NamedTuple):
-    """What a code object does, nested ones included, and what it names."""
+    """What a code object does, nested ones included, and what it names, sorted."""
 
     digest: bytes
-    names: tuple[str, ...]  # looked up as globals, in order of appearance
-    attributes: frozenset[str]  # every name
-    strings: frozenset[str]
+    globals: tuple[str, ...]
+    names: tuple[str, ...]  # those of attributes and modules too
+    strings: tuple[str, ...]
     imports: tuple[tuple[int, str, tuple[str, ...]], ...]  # level, module, names
 
 
@@ -1140,44 +1142,34 @@ def _body(code: types.CodeType) -> _Body:
     """Read a code object without its place, line numbers and docstring."""
     if id(code) in _bodies:
         return _bodies[id(code)][1]
-    shape: list[object] = [code.co_flags & ~_NOT_BEHAVIOUR, code.co_argcount, code.co_varnames]
-    shape += [code.co_posonlyargcount, code.co_kwonlyargcount, code.co_names, code.co_freevars]
-    shape += [code.co_cellvars, code.co_exceptiontable]
-    names: dict[str, None] = {}
-    attributes, strings = set(code.co_names), set[str]()
-    imports: list[tuple[int, str, tuple[str, ...]]] = []
-    extended, pushed = 0, deque[Any]([0, ()], 2)  # the last two constants: what IMPORT_NAME takes
+    shape: list[Any] = [code.co_flags & ~_NOT_BEHAVIOUR, *_FACTS(code)]
+    found: list[set[Any]] = [set(), set(code.co_names), set(), set()]  # as in a _Body
+    extended = 0
     for op, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
-        arg, extended = extended | low, 0
-        if op == _EXTENDED:
+        arg, extended, name = extended | low, 0, opcode.opname[op]
+        if name == "EXTENDED_ARG":
             extended = arg << 8
         elif op in _CONST:  # by value: a docstring shifts the indices
             const = code.co_consts[arg]
             if isinstance(const, types.CodeType):
                 inner = _body(const)
-                names |= dict.fromkeys(inner.names)
-                attributes |= inner.attributes
-                strings |= inner.strings
-                imports += inner.imports
                 shape += (op, inner.digest)
+                for mine, others in zip(found, inner[1:], strict=True):
+                    mine.update(others)
             else:
-                pushed.append(const)
-                strings |= {
-                    x for x in (const if type(const) is tuple else [const]) if type(x) is str
-                }
                 shape += (op, repr(const) if type(const) is slice else marshal.dumps(const, 2))
-        elif op == _STORE_NAME and code.co_names[arg] in _VOLATILE and shape[-2] in _PUSH:
+                texts = const if type(const) is tuple else (const,)
+                found[2].update(x for x in texts if type(x) is str)
+        elif name == "STORE_NAME" and code.co_names[arg] in _VOLATILE and shape[-2] in _PUSH:
             del shape[-2:]  # a line number or docstring in the body of a local class
         elif op:  # 0 is an inline cache
             shape += (op, arg)
-            if op in _GLOBAL:
-                names[code.co_names[arg >> _GLOBAL[op]]] = None
-            elif op == _SMALL_INT:
-                pushed.append(arg)
-            elif op == _IMPORT:
-                imports.append((pushed[0], code.co_names[arg], pushed[1] or ()))
-    digest = _digest("body", marshal.dumps(shape, 2))
-    body = _Body(digest, tuple(names), frozenset(attributes), frozenset(strings), tuple(imports))
+            if name in _GLOBAL:
+                found[0].add(code.co_names[arg >> (name == "LOAD_GLOBAL")])  # the last bit: a flag
+            elif name == "IMPORT_NAME":  # the level and the names were pushed just before
+                level, names = (marshal.loads(x) if type(x) is bytes else x for x in shape[-5:-2:2])
+                found[3].add((level, code.co_names[arg], names or ()))
+    body = _Body(_digest("body", marshal.dumps(shape, 2)), *(tuple(sorted(x)) for x in found))
     _bodies[id(code)] = (code, body)
     return body
 
@@ -1190,28 +1182,34 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @functools.cache
-def _packages(name: str, file: str | None) -> Mapping[str, str] | None:
+def _packages(name: str, file: str | None) -> dict[str, str] | None:
     """Find a module's distributions and versions: {} for Python's own, None for the project's."""
     if name == __name__:  # not the project's, wherever it lies; and its caches change all the time
         return {}
-    parts = (file or "").replace(os.sep, "/").split("/")
-    site = [i for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
-    if not site:
-        if not file:  # a notebook's or exec's namespace, whatever its name, or a builtin module
-            origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
-            return {} if origin in ("built-in", "frozen") else None
+    if not file:  # a notebook's or exec's namespace, whatever its name, or a builtin module
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        return {} if getattr(spec, "origin", None) in ("built-in", "frozen") else None
+    *above, inside = re.split(r"[/\\](?:site|dist)-packages[/\\]", file)
+    if not above:
         return {} if file.startswith(os.path.dirname(os.__file__) + os.sep) else None
-    top = parts[site[-1] + 1].partition(".")[0]
     import importlib.metadata
 
+    top = re.split(r"[./\\]", inside)[0]
     found = {x: importlib.metadata.version(x) for x in _distributions().get(top, ())}
     loaded = getattr(sys.modules.get(top), "__dict__", {}).get("__version__")
-    for only in found if len(found) == 1 and isinstance(loaded, str) else ():
-        if (
-            loaded != found[only]
-        ):  # upgraded on disk since it was imported: neither name alone is true
-            found[only] += f" (loaded {loaded})"
+    if isinstance(loaded, str) and loaded not in found.values():
+        found[f"{top} (loaded)"] = loaded  # it may have been upgraded on disk since
     return found or None
+
+
+def _origin(value: Any) -> tuple[str, str | None]:
+    """Name the module of a function, class or module, and its file."""
+    if isinstance(value, type):
+        name = str(value.__module__)  # a C type may have a descriptor there
+        return name, getattr(sys.modules.get(name), "__file__", None)
+    # functools.wraps copies __module__, so that of a function does not count.
+    space = value.__globals__ if isinstance(value, FunctionType) else vars(value)
+    return str(space.get("__name__", "")), space.get("__file__")
 
 
 def _find(name: str) -> importlib.machinery.ModuleSpec | None:
@@ -1226,52 +1224,26 @@ def _find(name: str) -> importlib.machinery.ModuleSpec | None:
     return spec
 
 
-def _cell(cell: types.CellType, _: str, default: object) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return default
-
-
-def _callables(space: Mapping[str, Any]) -> list[str]:
-    """List the names of the functions, classes and modules in a namespace, however wrapped."""
-    kinds = (*_CODE, functools.partial, _LRU)
-    return [name for name, x in space.items() if isinstance(x, kinds) and name[:2] != "__"]
-
-
-def _words(strings: Iterable[str]) -> set[str]:
-    return {word for text in strings for word in re.findall(r"[^\W\d]\w*", text)}
-
-
-def _home(function: Any) -> str:
-    return str(function.__globals__.get("__name__", ""))  # __module__ is copied by functools.wraps
-
-
-def _module(cls: type) -> str:
-    name: object = cls.__module__  # a C type may have a descriptor there
-    return name if isinstance(name, str) else ""
-
-
-def _file(module: str) -> str | None:
-    return getattr(sys.modules.get(module), "__file__", None)
+def _source(name: str) -> bytes:
+    """Return a token of the file that an import of the module would read now."""
+    spec = _find(name)
+    return _path_token(spec.origin) if spec and spec.origin else _text(bool(spec))
 
 
 # What objects of Python's own types hold, where pickle cannot say.
 _HELD: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
-    types.MethodType: lambda x: (x.__func__, x.__self__),
+    MethodType: lambda x: (x.__func__, x.__self__),
     property: lambda x: (x.fget, x.fset, x.fdel),
     staticmethod: lambda x: (x.__func__,),
     classmethod: lambda x: (x.__func__,),
     _LRU: lambda x: (x.__wrapped__, x.cache_parameters()),
-    types.MappingProxyType: lambda x: (dict(x),),
+    MappingProxyType: lambda x: (dict(x),),
     types.CodeType: lambda x: (_body(x).digest,),
+    types.GetSetDescriptorType: lambda x: (x.__objclass__, x.__name__),
+    types.ClassMethodDescriptorType: lambda x: (x.__objclass__, x.__name__),
+    **dict.fromkeys(_TYPE_VARIABLES, lambda x: (x.__name__,)),
+    getattr(typing, "TypeAliasType", None): lambda x: (x.__value__,),
 }
-for _name in ("Member", "GetSet", "Method", "Wrapper", "ClassMethod"):
-    _HELD[getattr(types, f"{_name}DescriptorType")] = lambda x: (x.__objclass__, x.__name__)
-for _name in ("TypeVar", "ParamSpec", "TypeVarTuple"):
-    _HELD[getattr(typing, _name)] = lambda x: (x.__name__,)
-if hasattr(typing, "TypeAliasType"):
-    _HELD[typing.TypeAliasType] = lambda x: (x.__value__,)
 
 
 def _held(value: Any) -> tuple[Any, ...] | None:
@@ -1282,32 +1254,55 @@ def _held(value: Any) -> tuple[Any, ...] | None:
     return None
 
 
+def _cell(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return _MISSING
+
+
 class _Walk:
     """One walk through values and through all project code that they reach.
 
     Code is a flat set of named parts, so that cycles end and a change has a name. A function, class
     or module inside a value counts as a reference to its part; everything else by content.
+    ``annotated``: annotations and docstrings count too, because some of the code reads them.
     """
 
-    def __init__(self, memo: _Memo) -> None:
-        self.parts: dict[_Key, str] = {}  # digest or version
-        # What was looked up: how, where, name, found. What can change in place: read, value, found.
-        self.same: list[tuple[Callable[..., Any], Any, str, Any]] = []
-        self.equal: list[tuple[Callable[[Any], object], Any, object]] = []
-        self.own, self.root, self.in_code = "", _MISSING, False
-        # Finished values: those that reach no code, which walks may share, and the rest.
-        self.memo: _Memo = memo
-        self.local: _Memo = {}
+    def __init__(self, memo: _Memo, annotated: bool) -> None:
+        self.parts: dict[str, str] = {}  # label -> digest or version
+        self.looks: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
+        self.own, self.root, self.in_code, self.annotated = "", _MISSING, False, annotated
+        self.memo = memo  # contents that reach no code, which walks may share
+        self.done: _Memo = {}
         self.open: dict[int, tuple[int, object]] = {}  # not finished, or in a cycle that is not
-        self.lowest = self.references = 0
+        self.lowest = 0  # the index in `open` of the uppermost value referred back to
         self.labels: _Memo = {}  # functions, classes and modules met
-        self.queue: deque[tuple[_Key, Any]] = deque()
-        self.readable: list[tuple[_Key, Any]] = []  # the same, for code that reads annotations
+        self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
         self.paths: list[str] = []  # files that values name
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
-        self.wide = self.reflective = False
+
+    def look(self, get: Callable[..., Any], *where: Any) -> Any:
+        """Look something up, and note what was found so that `changed` can look again."""
+        found = get(*where)
+        self.looks.append((get, where, found))
+        return found
+
+    def changed(self) -> bool:
+        """Tell whether anything that the walk looked at is not what it was."""
+        self.done.clear()
+        try:
+            for get, where, found in self.looks:
+                now = get(*where)
+                if now is not found and not (
+                    type(now) is type(found) in (int, bytes) and now == found
+                ):
+                    return True
+        except Exception:  # a new walk will tell
+            return True
+        return False
 
     # Values
 
@@ -1316,24 +1311,25 @@ class _Walk:
         kind = type(value)
         if kind in _SCALARS:
             return _text(value)
-        if (done := self.memo.get(id(value)) or self.local.get(id(value))) is not None:
-            return done[0]
+        if id(value) in self.done:
+            return self.done[id(value)][0]
         if issubclass(kind, _CODE):
-            return self.reference(value)
+            if id(value) not in self.labels:
+                self.labels[id(value)] = (self.label(value), value)
+            return self.labels[id(value)][0]
         # A cycle ends in a reference by distance. Finished values leave `open`, so sharing does not
         # count; inside a cycle every value is walked once.
         if id(value) in self.open:
             index = self.open[id(value)][0]
             self.lowest = min(self.lowest, index)
             return _digest("back", _text(len(self.open) - index))
-        index, references, outer = len(self.open), self.references, self.lowest
+        index, outer = len(self.open), self.lowest
         self.open[id(value)], self.lowest = (index, value), index
         token = self.content(value, kind)
         if self.lowest == index:
             while len(self.open) > index:
                 self.open.popitem()
-            done_here = self.memo if references == self.references else self.local
-            done_here[id(value)] = (token, value)
+            self.done[id(value)] = (token, value)
             self.lowest = outer
         else:
             self.lowest = min(self.lowest, outer)
@@ -1341,13 +1337,11 @@ class _Walk:
 
     def content(self, value: Any, kind: type[Any]) -> bytes:
         """Hash one value by its type, and what it holds."""
-        if kind in _CONTAINERS and _is_plain(value):
-            return _digest("plain", marshal.dumps(value, 2))
+        if kind in _CONTAINERS and (id(value) in self.memo or _is_plain(value)):
+            return self.shared(value, lambda x: _digest("plain", marshal.dumps(x, 2)))
         if issubclass(kind, (set, frozenset)):
-            state = getattr(value, "__dict__", None)
-            return _digest(
-                "set", *sorted(map(self.token, value)), self.token(kind), self.token(state)
-            )
+            more = map(self.token, (kind, getattr(value, "__dict__", None)))
+            return _digest("set", *sorted(map(self.token, value)), *more)
         if kind in _CONTAINERS:
             items = itertools.chain.from_iterable(value.items()) if kind is dict else value
             return _digest(kind.__name__, *map(self.token, items))
@@ -1360,62 +1354,47 @@ class _Walk:
             return where + _path_token(str(value))
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
-            return self.array(value, kind, numpy)
+            about = (kind, value.dtype, value.shape)
+            if value.dtype.hasobject or value.dtype.kind not in "biufcmMSUV":
+                return _digest("objects", *map(self.token, (*about, value.ravel().tolist())))
+            return _digest("array", *map(self.token, about), self.shared(value, _array_content))
         if pandas and isinstance(value, (pandas.DataFrame, pandas.Series, pandas.Index)):
             return self.frame(value, kind, pandas)
         silent = self.in_code and kind.__module__ in _BY_TYPE and kind.__name__ != "_local"
         if silent or kind is type(os.environ):
             return _digest("by type", _text(_type_name(kind)))
-        if kind is types.BuiltinFunctionType:
-            holder = value.__self__
-            if holder is None or isinstance(holder, types.ModuleType):
-                self.is_library(str(value.__module__), _file(value.__module__))
-                holder = value.__module__
-            return _digest("builtin", self.token(holder), _text(value.__qualname__))
         if (held := _held(value)) is not None:
-            return _digest(_type_name(kind), *map(self.fresh, held))
+            return _digest(_type_name(kind), *map(self.token, held))
         return self.reduced(value, kind)
 
-    def array(self, value: Any, kind: type[Any], numpy: Any) -> bytes:
-        """Hash an array by dtype, shape and content in C order, without a copy of the whole."""
-        dtype = value.dtype
-        head = _digest("array", self.token(kind), self.token(dtype), self.token(value.shape))
-        if dtype.hasobject or dtype.kind not in "biufcmMSUV":
-            return head + self.token(value.ravel().tolist())
-        # Walks share the content under a key of its own: the array's token also reaches its type.
-        if ~id(value) in self.memo:
-            return _digest("array", head, self.memo[~id(value)][0])
-        content = hashlib.sha256()
-        if value.flags.c_contiguous and value.nbytes:
-            content.update(value.reshape(-1).view("u1"))
-        elif value.nbytes:
-            flags, each = ["external_loop", "buffered"], [["readonly", "contig"]]
-            for chunk in numpy.nditer(value, flags, each, order="C", buffersize=1 << 16):
-                content.update(chunk.view("u1"))
-        self.memo[~id(value)] = (content.digest(), value)
-        return _digest("array", head, content.digest())
+    def shared(self, value: Any, content: Callable[[Any], bytes]) -> bytes:
+        if id(value) not in self.memo:
+            self.memo[id(value)] = (content(value), value)
+        return self.memo[id(value)][0]
 
     def frame(self, value: Any, kind: type[Any], pandas: Any) -> bytes:
         """Hash a pandas object column by column: how its blocks lie in memory does not count."""
-        if isinstance(value, pandas.MultiIndex):
-            holders = [value.get_level_values(i) for i in range(value.nlevels)]
-            return _digest("frame", self.token(kind), *map(self.token, holders))
-        tokens = [self.token(kind)]
         if isinstance(value, pandas.DataFrame):
-            arrays = [value.iloc[:, i].array for i in range(value.shape[1])]
-            tokens += [self.token(value.columns), self.token(value.index)]
+            columns = [value.iloc[:, i].array for i in range(value.shape[1])]
+        elif isinstance(value, pandas.MultiIndex):
+            columns = [value.get_level_values(i) for i in range(value.nlevels)]
         else:
-            arrays = [value.array]
-            about = getattr(value, "index", getattr(value, "freqstr", None))
-            tokens += [self.token(value.name), self.token(about)]
-        for array in arrays:
-            inner = getattr(array, "_ndarray", None)  # codes, times or text: the dtype tells which
-            inner = array.astype(object) if inner is None else inner
-            tokens += [self.token(array.dtype), self.token(inner)]
-        flags = getattr(value, "flags", None)
-        rest = [getattr(value, x, None) for x in (*getattr(value, "_metadata", ()), "attrs")]
-        tokens += map(self.token, (*rest, getattr(flags, "allows_duplicate_labels", None)))
-        return _digest("frame", *tokens)
+            columns = [value.array]
+        names = (
+            "columns",
+            "index",
+            "names",
+            "name",
+            "freqstr",
+            "attrs",
+            *getattr(value, "_metadata", ()),
+        )
+        about = [kind, *(getattr(value, name, None) for name in names)]
+        about.append(getattr(getattr(value, "flags", None), "allows_duplicate_labels", None))
+        for column in columns:
+            inner = getattr(column, "_ndarray", None)  # codes, times or text: the dtype tells which
+            about += [column.dtype, column.astype(object) if inner is None else inner]
+        return _digest("frame", *map(self.token, about))
 
     def reduced(self, value: Any, kind: type[Any]) -> bytes:
         """Hash any other object by what pickle would rebuild it from."""
@@ -1425,112 +1404,87 @@ class _Walk:
             if isinstance(parts, str):  # the name of a global, which must really be it
                 import pickle
 
-                module = pickle.whichmodule(value, parts)  # type: ignore[attr-defined]
-                if operator.attrgetter(parts)(sys.modules[module]) is not value:
+                home = sys.modules[pickle.whichmodule(value, parts)]  # type: ignore[attr-defined]
+                if operator.attrgetter(parts)(home) is not value:
                     raise TypeError(parts)
-                self.is_library(module, _file(module))
-                held = map(self.token, (kind, getattr(value, "__dict__", None)))
-                return _digest("global", _text(f"{module}.{parts}"), *held)
-        except _Opaque:
-            raise
+                self.is_library(*_origin(home))
+                parts = (f"{home.__name__}.{parts}", getattr(value, "__dict__", None))
         except Exception as error:  # whatever a foreign __reduce_ex__ raises
             raise _Opaque(_type_name(kind)) from error
         if kind in (operator.attrgetter, operator.methodcaller):
-            self.wide = True
+            self.names.add("getattr")
         function, arguments, state, items, pairs = (*parts, None, None, None)[:5]
         if isinstance(state, dict):  # a wrapper's copies of name and docstring are not behaviour
-            library = _packages(kind.__module__, _file(kind.__module__)) is not None
+            library = _packages(*_origin(kind)) is not None
             beside = _VOLATILE | _LIBRARY_CACHES if library else _VOLATILE
             state = {name: x for name, x in state.items() if name not in beside}
-        items = None if items is None else [*items]
-        pairs = None if pairs is None else [*itertools.chain.from_iterable(pairs)]
+        lists = [None if x is None else [*x] for x in (items, pairs)]
         try:
-            tokens = map(self.fresh, (kind, function, arguments, state, items, pairs))
-            return _digest("object", *tokens)
+            return _digest("object", *map(self.token, (kind, function, arguments, state, *lists)))
         except _Opaque as error:
             raise _Opaque(_type_name(kind), *error.path) from error
 
-    def fresh(self, value: Any) -> bytes:
-        """Return the token of a container made just now: not to be remembered by its id."""
-        return self.content(value, type(value)) if type(value) in _CONTAINERS else self.token(value)
-
     # Code
 
-    def reference(self, value: Any) -> bytes:
-        """Name a function, class or module; the first time also put it in the queue."""
-        self.references += 1
-        if id(value) not in self.labels:
-            self.labels[id(value)] = (self.label(value), value)
-        return self.labels[id(value)][0]
-
     def label(self, value: Any) -> bytes:
-        module = sys.modules.get(_module(value)) if isinstance(value, type) else None
-        if isinstance(value, types.ModuleType):
-            kind, home, name = "module", value.__name__, ""
-            if not self.is_library(home, getattr(value, "__file__", None)):
+        """Name a function, class or module, and put it in the queue if it counts by its code."""
+        home, file = _origin(value)
+        library = self.is_library(home, file)
+        if isinstance(value, ModuleType):
+            if not library:
                 self.spaces[id(value)] = vars(value)
-                self.wide |= not self.in_code  # as an input, any of it may be used
-            return marshal.dumps((kind, self.home(home)), 2)
+                self.names |= set() if self.in_code else {"getattr"}  # any of an input may be used
+            return b"@" + _text(["" if home == self.own else home])
         if isinstance(value, type):
-            kind, home, name = "class", _module(value), value.__qualname__
-            library = self.is_library(home, getattr(module, "__file__", None))
-            found: Any = module
+            kind, name = "class", value.__qualname__
+            found: Any = sys.modules.get(home)
             for part in name.split(".") if library else ():
                 found = getattr(found, part, None)
             # A static type is C code; a class that its module does not hold was made at run time.
-            queued = not library or (found is not value and bool(value.__flags__ & 1 << 9))
+            known = library and (found is value or not value.__flags__ & 1 << 9)
         else:
-            kind, home, name = "helper", _home(value), value.__code__.co_qualname
-            library = self.is_library(home, value.__globals__.get("__file__"))
-            queued = not library or bool(value.__closure__ or vars(value))
-        key = ("", "", value.__name__) if value is self.root else (kind, self.home(home), name)
-        if queued:
-            key = self.claim(key)
-            self.queue.append((key, value))
-            self.readable.append((key, value))
-        return marshal.dumps((kind, *key), 2)  # no other token is a tuple's
+            kind, name = "helper", value.__code__.co_qualname
+            known = library and not (value.__closure__ or vars(value))
+        if known:
+            return b"@" + _text([kind, home, name])
+        label = self.claim(kind, home, name) if value is not self.root else value.__name__
+        self.queue.append((label, value))
+        return b"@" + _text(label)
 
-    def claim(self, key: _Key) -> _Key:
-        """Reserve the name of a part; a namesake of the same module gets a number."""
-        kind, home, name = key
-        for number in itertools.count(2):
-            if key not in self.parts:
-                break
-            key = (kind, home, f"{name} #{number}")
-        self.parts[key] = ""
-        return key
-
-    def home(self, module: str) -> str:
-        """Leave out the name of the step's own module: it may be run as __main__."""
-        return "" if module == self.own else module
+    def claim(self, kind: str, home: str, name: str) -> str:
+        """Reserve the label of a part; a namesake gets a number."""
+        # Without the name of the step's own module: it may be run as __main__.
+        first = label = f"{kind} {name}" if home in ("", self.own) else f"{kind} {home}.{name}"
+        number = 1
+        while label in self.parts:
+            label = f"{first} #{(number := number + 1)}"
+        self.parts[label] = ""
+        return label
 
     def is_library(self, module: str, file: str | None) -> bool:
         """Tell whether a module is installed, and count its version."""
         packages = _packages(module, file)
         for name, version in (packages or {}).items():
-            self.parts["package", "", name] = version
-        self.references += bool(packages)
-        if packages is None and str(file).endswith(_COMPILED):
-            self.parts["extension", "", module] = _short(_path_token(str(file)))
+            self.parts[f"package {name}"] = version
+        if packages is None and str(file).endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
+            self.parts[f"extension {module}"] = _short(_path_token(str(file)))
         return packages is not None
 
     def lookup(self, space: dict[str, Any], name: str) -> bytes:
         """Look up a global as the code would; a constant becomes a part of its own."""
-        if (id(space), name) in self.looked:
-            return self.looked[id(space), name]
-        value = _MISSING if name in _MODULE_FACTS else space.get(name, _MISSING)
-        if name not in _MODULE_FACTS:
-            self.same.append((dict.get, space, name, value))
-        token = b""  # a builtin, or not defined yet
-        if issubclass(type(value), _CODE):
-            token = self.token(value)
-        elif value is not _MISSING:
-            key = self.claim(("constant", self.home(str(space.get("__name__", ""))), name))
-            token = marshal.dumps(key, 2)
-            self.looked[id(space), name] = token  # before its value, which may lead back to it
-            self.parts[key] = _short(self.data(value, f"constant {name}"))
-        self.looked[id(space), name] = token
-        return token
+        if name in _MODULE_FACTS:
+            return b""
+        if (id(space), name) not in self.looked:
+            value = self.look(space.get, name, _MISSING)
+            self.looked[id(space), name] = b""  # a builtin, or not defined yet
+            if issubclass(type(value), _CODE):
+                self.looked[id(space), name] = self.token(value)
+            elif value is not _MISSING:
+                label = self.claim("constant", str(space.get("__name__", "")), name)
+                # Its label comes first, because the value may lead back to it.
+                self.looked[id(space), name] = b"@" + _text(label)
+                self.parts[label] = _short(self.data(value, f"constant {name}"))
+        return self.looked[id(space), name]
 
     def data(self, value: Any, what: str) -> bytes:
         """Return the token of a value that code holds; if that can change, note it."""
@@ -1538,229 +1492,158 @@ class _Walk:
             token = self.token(value)
         except _Opaque as error:
             raise _Opaque(what, *error.path) from error
-        fixed = type(value) in _SCALARS or id(value) in self.labels
-        if not fixed and not (type(value) is tuple and set(map(type, value)) <= _SCALARS):
-            self.equal.append((self.token, value, token))
+        if type(value) not in _SCALARS and id(value) not in self.labels:
+            self.looks.append((self.token, (value,), token))
         return token
 
-    def function(self, function: Any, *, apart: bool = False) -> bytes:
+    def members(self, value: Any) -> Iterator[tuple[str, Any]]:
+        """Yield what a function or class holds beside what makes it one."""
+        space = vars(value)
+        self.look(len, space)
+        for name in sorted([name for name in space if name not in _VOLATILE]):
+            yield name, self.look(space.get, name)
+        if self.annotated:  # Python 3.14 makes annotations when they are asked for
+            notes = "__annotate__" if getattr(value, "__annotate__", None) else "__annotations__"
+            yield from (
+                (name, self.look(getattr, value, name, None)) for name in ("__doc__", notes)
+            )
+
+    def function(self, function: Any) -> bytes:
         """Hash a function: its code and what its names mean, closure, defaults and attributes."""
-        for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__"):
-            self.same.append((getattr, function, name, getattr(function, name)))
-        code, space = function.__code__, function.__globals__
-        library = self.is_library(_home(function), space.get("__file__"))
-        names = code.co_varnames[: code.co_argcount]
-        defaults = function.__defaults__ or ()
-        held = {("default", x): y for x, y in zip(names[::-1], defaults[::-1], strict=False)}
-        for name, value in (function.__kwdefaults__ or {}).items():
-            self.same.append((dict.get, function.__kwdefaults__, name, value))
-            held["default", name] = value
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            value = _cell(cell, name, _MISSING)
-            self.same.append((_cell, cell, name, value))
-            if value is not _MISSING and not (library and name in _LIBRARY_CACHES):
-                held["closure", name] = value
-        self.equal.append((len, vars(function), len(vars(function))))
-        for name, value in vars(function).items():
-            if name not in _VOLATILE:
-                self.same.append((dict.get, vars(function), name, value))
-                held["attribute", name] = value
-        if library:
-            about: list[object] = [_home(function), code.co_qualname]
-            # A library's decorator may act on what it wraps by its annotations.
-            self.reflective |= bool(_packages(_home(function), space.get("__file__")))
+        code, defaults, keywords, cells = (
+            self.look(getattr, function, name)
+            for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__")
+        )
+        packages, about = _packages(*_origin(function)), list[object]()
+        if packages is None:
+            space, body = function.__globals__, _body(code)
+            self.mention(body, space)
+            about += [body.digest, *(self.lookup(space, name) for name in body.globals)]
         else:
-            body = _body(code)
-            about = [body.digest]
-            for name in (*body.names, *self.mention(body, space)):
-                about += (name, self.lookup(space, name))
-        for (kind, name), value in held.items():
+            about += [_origin(function)[0], code.co_qualname]
+            self.names |= (
+                {"__annotations__"} if packages else set()
+            )  # it may act by those of others
+        held: list[tuple[str, str, Any]] = []
+        names = code.co_varnames[code.co_argcount - len(defaults or ()) : code.co_argcount]
+        held += [("default", *pair) for pair in zip(names, defaults or (), strict=True)]
+        for name in keywords or ():
+            held.append(("default", name, self.look(keywords.get, name)))
+        for name, cell in zip(code.co_freevars, cells or (), strict=True):
+            value = self.look(_cell, cell)
+            if value is not _MISSING and (packages is None or name not in _LIBRARY_CACHES):
+                held.append(("closure", name, value))
+        for name, value in self.members(function):
+            held.append(("attribute", name, value))
+        for kind, name, value in held:
             token = self.data(value, f"{kind} {name}")
-            about += (kind, name, None if apart else token)
-            if apart:
-                self.parts[kind, "", name] = _short(token)
+            about += (kind, name, token)
+            if function is self.root:
+                self.parts[f"{kind} {name}"] = _short(token)
         return _digest("function", marshal.dumps(about, 2))
 
     def class_(self, cls: type[Any]) -> bytes:
-        """Hash a class: bases, metaclass and attributes, with the methods it defines."""
-        space = vars(cls)
-        self.equal.append((len, space, len(space)))
-        self.same.append((getattr, cls, "__bases__", cls.__bases__))
-        tokens = [self.token(type(cls)), *map(self.token, cls.__bases__)]
-        for name in sorted(space.keys() - _VOLATILE):
-            value = space[name]
-            self.same.append((types.MappingProxyType.get, space, name, value))
-            members = _held(value) or (value,)
+        """Hash a class: metaclass, bases and attributes."""
+        tokens = [self.token(x) for x in (type(cls), *self.look(getattr, cls, "__bases__"))]
+        for name, value in self.members(cls):
             tokens += [_text(name), _text(_type_name(type(value)))]
-            for member in members:
-                mine = isinstance(member, types.FunctionType) and _home(member) == cls.__module__
-                tokens.append(
-                    self.function(member) if mine else self.data(member, f"attribute {name}")
-                )
-        origins = (_packages(_module(x), _file(_module(x))) for x in (type(cls), *cls.__mro__))
-        if any(origins):  # a library's base may act by annotations
-            tokens.append(self.annotations(cls))
+            tokens += [self.data(x, f"attribute {name}") for x in _held(value) or (value,)]
+        if any(_packages(*_origin(x)) for x in (type(cls), *cls.__mro__)):
+            self.names.add("__annotations__")  # a library's base may act by them
         return _digest("class", *tokens)
 
-    def annotations(self, value: Any) -> bytes:
-        """Hash what code can read of a function or class beside running it."""
-        held = [x for x in vars(value).values() if isinstance(value, type) and type(x) in _CODE]
-        inner = [self.annotations(x) for x in held if isinstance(x, types.FunctionType)]
-        notes = getattr(value, "__annotate__", None) or vars(value).get("__annotations__")
-        if notes is None and isinstance(value, types.FunctionType):
-            notes = value.__annotations__
-        self.same.append((getattr, value, "__doc__", value.__doc__))
-        about = self.data(notes, "annotations")
-        return _digest("annotations", about, self.token(value.__doc__), *inner)
-
-    def mention(self, body: _Body, space: dict[str, Any]) -> list[str]:
-        """Follow what code names beside its globals; return the globals that its texts may name."""
-        self.names |= body.attributes
-        self.strings |= body.strings
-        self.reflective |= not body.attributes.isdisjoint(_REFLECTIVE)
-        for level, name, names in body.imports:
-            self.imported(level, name, names, space)
-        if body.attributes.isdisjoint(_BY_TEXT):
-            return []
-        if not body.attributes.isdisjoint(_WIDE):
-            self.wide = True
+    def mention(self, body: _Body, space: dict[str, Any]) -> None:
+        """Follow what code names beside its globals."""
+        self.names.update(body.names)
+        self.strings.update(body.strings)
+        imports = {*body.imports}
+        if not _BY_TEXT.isdisjoint(body.names):
             self.spaces[id(space)] = space
+        if not _WIDE.isdisjoint(body.names):
             for value in [*space.values()]:
-                if isinstance(value, (types.FunctionType, type)):
+                if isinstance(value, (FunctionType, type)):
                     self.token(sys.modules.get(str(value.__module__)))
-        if not body.attributes.isdisjoint({"import_module", "__import__"}):
-            for name in sorted(
-                filter(re.compile(r"\.*[^\W\d]\w*(\.[^\W\d]\w*)*").fullmatch, body.strings)
-            ):
-                self.imported(len(name) - len(name.lstrip(".")), name.lstrip("."), (), space)
-        return sorted(_words(body.strings) & space.keys())
+        if "import_module" in body.names or "__import__" in body.names:
+            found = (re.fullmatch(r"(\.*)([^\W\d]\w*(?:\.[^\W\d]\w*)*)", x) for x in body.strings)
+            imports |= {(len(match[1]), match[2], ()) for match in found if match}
+        for level, name, names in sorted(imports):
+            if level:
+                package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
+                name = ".".join(filter(None, (package.rsplit(".", level - 1)[0], name)))
+            for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
+                self.module(prefix)
+            for inner in names:
+                if inner not in getattr(sys.modules.get(name), "__dict__", ()):
+                    self.module(f"{name}.{inner}")
 
-    def imported(self, level: int, name: str, names: Iterable[str], space: dict[str, Any]) -> None:
-        """Follow an import in a function's body, without running it."""
-        if level:
-            package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
-            above = package.rsplit(".", level - 1)[0]
-            name = f"{above}.{name}" if name else above
-        for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
-            module = self.module(prefix)
-        for inner in names:
-            if module is None or inner not in vars(module):
-                self.module(f"{name}.{inner}")
-            else:
-                self.names.add(inner)
-
-    def module(self, name: str) -> types.ModuleType | None:
-        """Count a module: the loaded one, else the code that an import would run."""
-        loaded = sys.modules.get(name, _MISSING)
-        self.same.append((dict.get, sys.modules, name, loaded))
-        if isinstance(loaded, types.ModuleType):
+    def module(self, name: str) -> None:
+        """Count a module imported in a body: the loaded one, else what an import would run."""
+        loaded = self.look(sys.modules.get, name)
+        if isinstance(loaded, ModuleType):
             self.token(loaded)
-            return loaded
-        key = ("module", "", name)
-        if key in self.parts:
-            return None
-        try:
-            spec = _find(name)
-            if spec is None:  # the import fails, as long as it cannot be found
-                self.equal.append((_find, name, None))
-                return None
-            if self.is_library(name, spec.origin):
-                return None
-            loader: Any = spec.loader
-            code = loader.get_code(name) if loader else None
-        except Exception as error:  # it does not even compile, or the loader is a strange one
-            raise _Opaque(f"module {name}") from error
-        self.parts[key] = _short(_body(code).digest) if code else ""
-        if code and spec.origin:
-            self.equal.append((_path_token, spec.origin, _path_token(spec.origin)))
-            is_package = spec.submodule_search_locations is not None
-            package = name if is_package else name.rpartition(".")[0]
-            self.mention(_body(code), {"__name__": name, "__package__": package})
-        return None
+        elif f"module {name}" not in self.parts:
+            try:
+                spec: Any = _find(name)
+                if spec and self.is_library(name, spec.origin):
+                    return
+                code = spec.loader.get_code(name) if spec and spec.loader else None
+                self.look(_source, name)
+            except Exception as error:  # it does not even compile, or the loader is a strange one
+                raise _Opaque(f"module {name}") from error
+            self.parts[f"module {name}"] = _short(_body(code).digest) if code else ""
+            if code:
+                self.mention(_body(code), {"__name__": name, "__package__": spec.parent})
 
-    def expand(self) -> bool:
-        """Look up in the modules reached what any code mentions; tell whether that was news."""
-        before = len(self.looked)
-        for space in list(self.spaces.values()):
-            for name in sorted(self.wanted(space) & space.keys()):
-                self.lookup(space, name)
-        return len(self.looked) > before
-
-    def wanted(self, space: dict[str, Any]) -> set[str]:
-        wide = _words(self.strings).union(_callables(space)) if self.wide else ()
-        return self.names.union(wide) - _MODULE_FACTS
+    def meaning(self, space: dict[str, Any]) -> bytes:
+        """Look up in a module what any of the code may mean."""
+        wanted = self.names & space.keys()
+        if not _BY_TEXT.isdisjoint(self.names):
+            words = (re.findall(r"[^\W\d]\w*", text) for text in self.strings)
+            wanted |= space.keys() & itertools.chain.from_iterable(words)
+        if not _WIDE.isdisjoint(self.names):
+            kinds = (*_CODE, functools.partial, _LRU)
+            wanted |= {x for x, y in space.items() if isinstance(y, kinds) and x[:2] != "__"}
+        return b"".join([_text(name) + self.lookup(space, name) for name in sorted(wanted)])
 
     def finish(self) -> None:
         """Walk all code that was reached."""
-        self.in_code = True
-        while self.queue or self.expand():
+        self.in_code, before = True, -1
+        while self.queue or before < len(self.looked):
+            before = len(self.looked)
             while self.queue:
-                key, value = self.queue.popleft()
+                label, value = self.queue.popleft()
                 try:
-                    if isinstance(value, type):
-                        token = self.class_(value)
-                    else:
-                        token = self.function(value, apart=not key[0])
+                    token = self.class_(value) if isinstance(value, type) else self.function(value)
                 except _Opaque as error:
-                    raise _Opaque(" ".join(filter(None, (key[0], key[2]))), *error.path) from error
-                self.parts[key] = _short(token)
-            while self.reflective and self.readable:
-                key, value = self.readable.pop()
-                self.parts["annotations", *key[1:]] = _short(self.annotations(value))
+                    raise _Opaque(label, *error.path) from error
+                self.parts[label] = _short(token)
+            for space in [*self.spaces.values()]:
+                self.meaning(space)
         for space in self.spaces.values():
-            wanted = self.wanted(space)
-            found = sorted(wanted & space.keys())
-            meant = [x for name in found for x in (_text(name), self.lookup(space, name))]
-            name = self.home(str(space.get("__name__", ""))) or "of the step"
-            self.parts[self.claim(("module", "", name))] = _short(_digest("module", *meant))
-            self.equal.append((space.keys().isdisjoint, wanted - space.keys(), True))
-            if self.wide:
-                self.equal.append((_callables, space, _callables(space)))
+            name = str(space.get("__name__", ""))
+            label = self.claim("module", "", "of the step" if name == self.own else name)
+            self.parts[label] = _short(_digest("module", self.look(self.meaning, space)))
 
-    def named(self) -> dict[str, str]:
-        """Return the parts by label, with the module where two would share one."""
-        times = Counter([(kind, name) for kind, _, name in self.parts])
-        labels: dict[str, str] = {}
-        for (kind, home, name), text in self.parts.items():
-            full = f"{home}.{name}" if home and times[kind, name] > 1 else name
-            label = f"{kind} {full}".lstrip()
-            labels[label] = f"{labels[label]} {text}" if label in labels else text
-        return labels
 
-    def changed(self) -> bool:
-        """Tell whether anything that the walk looked at is not what it was."""
-        for get, where, name, found in self.same:
-            if get(where, name, _MISSING) is not found:
-                return True
-        self.local.clear()
+def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, bytes]:
+    """Walk from a value, or a step's function; once more if it turns out that annotations count."""
+    for annotated in (False, True):
+        walk = _Walk(memo, annotated)
         try:
-            return any(read(value) != found for read, value, found in self.equal)
-        except _Opaque:
-            return True
-
-
-def _walk_code(function: Any, memo: _Memo) -> _Walk:
-    walk = _Walk(memo)
-    walk.in_code, walk.root = True, _innermost(function)
-    is_function = isinstance(walk.root, types.FunctionType)
-    walk.own = _home(walk.root) if is_function else str(getattr(walk.root, "__module__", ""))
-    try:
-        if function is not walk.root or not isinstance(function, _CODE):
-            walk.parts["call", "", type(function).__name__] = _short(walk.data(function, "call"))
-        walk.token(walk.root)
-        walk.finish()
-    except RecursionError as error:
-        raise _Opaque("nested too deeply") from error
-    return walk
-
-
-def _code_parts(function: Callable[..., Any]) -> dict[str, str]:
-    """Name everything that decides what a function does: label -> version or digest.
-
-    It is the code object that will run that counts, with all project code it reaches, never a text.
-    Raises `_Opaque` if something that the code holds has no fingerprint.
-    """
-    return _walk_code(function, {}).named()
+            if is_step:
+                walk.in_code, walk.root = True, _innermost(value)
+                is_code = isinstance(walk.root, _CODE)
+                walk.own, _ = _origin(walk.root if is_code else type(walk.root))
+                if not is_code or value is not walk.root:
+                    label = f"call {type(value).__name__}"
+                    walk.parts[label] = _short(walk.data(value, "call"))
+            token = walk.token(walk.root if is_step else value)
+            walk.finish()
+        except RecursionError as error:
+            raise _Opaque("nested too deeply") from error
+        if _REFLECTIVE.isdisjoint(walk.names):
+            break
+    return walk, token
 
 
 def _fingerprint(value: object, paths: list[str] | None = None) -> str:
@@ -1770,16 +1653,10 @@ def _fingerprint(value: object, paths: list[str] | None = None) -> str:
     `_Opaque` for what has no content to count: a lock, a connection, an open file, a generator.
     Adds to ``paths`` the files that count by content.
     """
-    walk = _Walk({})
-    try:
-        token = walk.token(value)
-        walk.finish()
-    except RecursionError as error:
-        raise _Opaque("nested too deeply") from error
+    walk, token = _walk({}, value)
     if paths is not None:
         paths += walk.paths
-    parts = sorted(walk.parts.items())
-    return hashlib.sha256(token + marshal.dumps(parts, 2)).hexdigest()
+    return hashlib.sha256(token + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
 class _CodeMemo:
@@ -1804,24 +1681,38 @@ class _CodeMemo:
             known[1].memo = self._memo
             if not known[1].changed():
                 return known[2:]
-        walk = _walk_code(function, self._memo)
-        parts = walk.named()
-        digest = hashlib.sha256(marshal.dumps(sorted(parts.items()), 2)).hexdigest()
-        self._walks[id(function)] = (function, walk, parts, digest)
-        return parts, digest
+        walk, _ = _walk(self._memo, function, is_step=True)
+        digest = hashlib.sha256(marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
+        self._walks[id(function)] = (function, walk, walk.parts, digest)
+        return walk.parts, digest
 
+
+# --- the store: text becomes a file
 
 # An entry: magic (its last byte numbers the format), length of the JSON text, HMAC of both and the
 # text, JSON text, payload. Text and payload are filled up to 64 bytes, so that arrays are aligned.
 _MAGIC = b"dagkit\x00\x01"
 _PREFIX = len(_MAGIC) + 8 + 32
 _INLINE = 4 << 10  # bytes; smaller buffers stay in the pickle stream
-_MAPPED = 32 << 20  # bytes; buffers from here on are mapped, not read
+_MAPPED = 32 << 20  # bytes; sections from here on are mapped, not read
 _TOUCH = 3600.0  # seconds that the recorded time of use may lag behind
 _LEFTOVER = 86400.0  # seconds after which nobody still writes a temporary file
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
+_FOLDERS = ("tmp", "entries", "locks", "newest")
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+_locks: set[int] = set()  # handles of the locks that this process holds
+
+
+def _forget_locks() -> None:
+    """Close in a forked child what would keep its parent's locks alive."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class _BadEntry(Exception):
@@ -1842,9 +1733,9 @@ class _Head(NamedTuple):
     named: dict[str, str]  # file or code that the value only names -> its fingerprint back then
     created: float  # seconds since the epoch
     seconds: float  # that the step took
-    # For the value, or each output: offset, lengths of the pickle stream and of each buffer, sha256
-    # of the stream, crc32 of all. Only what was signed is unpickled; the rest is raw data.
-    sections: list[tuple[int, list[int], str, int]]
+    # For the value, or each output: lengths of the pickle stream and of each buffer, sha256 of the
+    # stream, crc32 of all. Only what was signed is unpickled; the rest is raw data.
+    sections: list[tuple[list[int], str, list[int]]]
     path: str = ""
     start: int = 0  # of the payload
     kept: bool = True  # False: the payload was pruned, the fingerprint still counts
@@ -1854,43 +1745,54 @@ def _padded(length: int) -> int:
     return length + -length % 64
 
 
+def _top(path: str, most: int = _INLINE) -> tuple[bytes, int]:
+    """Read the first bytes of a file, and its size."""
+    file = os.open(path, _READ)
+    try:
+        return os.read(file, most), os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
+def _checksums(pieces: Iterable[Any]) -> list[int]:
+    """Give the crc32 of pieces, filled up to 64 bytes; of large ones in parts, on all cores."""
+    import zlib
+
+    def check(part: Any) -> int:
+        return zlib.crc32(bytes(-len(part) % 64), zlib.crc32(part))
+
+    parts = [p[at : at + _MAPPED] for p in pieces for at in range(0, len(p) or 1, _MAPPED)]
+    if sum(map(len, parts)) < _MAPPED:
+        return [*map(check, parts)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [*pool.map(check, parts)]
+
+
 def _read_head(path: str, secret: bytes) -> _Head:
     import hmac
     import json
 
-    file = os.open(path, _READ)
-    try:
-        size, data = os.fstat(file).st_size, os.read(file, _INLINE)
-        start = _PREFIX + int.from_bytes(data[8:16], "big")
-        if len(data) < start <= size:
-            data += os.read(file, start - len(data))
-    finally:
-        os.close(file)
+    data, size = _top(path)
     if data[:8] != _MAGIC:
         newer = data[:7] == _MAGIC[:7]
         raise _BadEntry("it has the format of another dagkit" if newer else "it is no entry")
+    start = _PREFIX + int.from_bytes(data[8:16], "big")
+    if len(data) < start <= size:
+        data, size = _top(path, start)
     text = data[_PREFIX:start]
     if not hmac.compare_digest(hmac.digest(secret, data[:16] + text, "sha256"), data[16:_PREFIX]):
         raise _BadEntry("it is damaged, or another key has signed it")
-    head = _Head._make([*json.loads(text), path, start, True])
-    payload = sum(_padded(length) for _, lengths, *_ in head.sections for length in lengths)
+    head = _Head._make([*json.loads(text.decode()), path, start, True])
+    payload = sum(_padded(length) for lengths, *_ in head.sections for length in lengths)
     if size not in (start, start + payload):
         raise _BadEntry("it is cut short, or too long")
     return head._replace(kept=size == start + payload)
 
 
-def _small_file(path: str) -> bytes:
-    file = os.open(path, _READ)
-    try:
-        return os.read(file, _INLINE)
-    finally:
-        os.close(file)
-
-
 def _user_secret() -> bytes:
     """Return the key that signs this user's entries; make it if there is none, or raise OSError."""
-    import hashlib
-
     if shared := os.environ.get("DAGKIT_KEY"):
         return hashlib.sha256(os.fsencode(shared)).digest()
     path = os.path.expanduser("~/.local/share/dagkit/key")
@@ -1899,10 +1801,15 @@ def _user_secret() -> bytes:
         aside = f"{path}.{os.urandom(8).hex()}"
         with open(os.open(aside, _WRITE | os.O_EXCL, 0o600), "wb") as file:
             file.write(os.urandom(32))
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(aside, path)  # unlike a rename, the first of two writers wins
-        os.unlink(aside)
-    about, secret = os.stat(path), _small_file(path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(aside, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+    about, (secret, _) = os.stat(path), _top(path)
     if hasattr(os, "geteuid") and (about.st_uid != os.geteuid() or about.st_mode & 0o077):
         raise OSError(f"its key {path} is not yours alone: chmod 600 it, or delete it")
     if len(secret) != 32:
@@ -1920,39 +1827,34 @@ def _named_mark(name: str) -> str:
     return _fingerprint(pkgutil.resolve_name(what))
 
 
-def _pickled(value: Any) -> tuple[Any, list[Any], dict[str, str]]:
-    """Return the pickle stream, its buffers (not copied), and marks of what it only names.
+def _pickled(value: Any, marks: dict[str, str]) -> list[Any]:
+    """Return the pickle stream, then its buffers, not copied.
 
     A pickle holds a path, a class or a function of the project by name: what stands behind the name
-    counts too, or a step that uses it would not see that it has changed.
+    counts too, or a step that uses it would not see that it has changed. It is added to ``marks``.
     """
     import io
     import pickle
 
-    stream, buffers, marks = io.BytesIO(), list[Any](), dict[str, str]()
+    stream, buffers = io.BytesIO(), list[Any]()
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, thing: Any) -> Any:
-            name = ""
-            if isinstance(thing, type | FunctionType):
-                module = str(thing.__module__)
-                if _packages(module, _file(module)) is None:
-                    name = f"code {module}:{thing.__qualname__}"
-            elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
-                name = f"file {thing}"
-            if name:
+            if isinstance(thing, type | FunctionType) and _packages(*_origin(thing)) is None:
+                name = f"code {thing.__module__}:{thing.__qualname__}"
                 marks[name] = _named_mark(name)
+            elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
+                marks[f"file {thing}"] = _named_mark(f"file {thing}")
             return NotImplemented
 
     def aside(buffer: Any) -> bool:
         view = buffer.raw()
-        if view.nbytes < _INLINE:
-            return True
-        buffers.append(view)
-        return False
+        if view.nbytes >= _INLINE:
+            buffers.append(view)
+        return bool(view.nbytes < _INLINE)
 
     Pickler(stream, 5, buffer_callback=aside).dump(value)
-    return stream.getbuffer(), buffers, marks
+    return [stream.getbuffer(), *buffers]
 
 
 class Store:
@@ -1977,6 +1879,7 @@ class Store:
         self.path = os.path.abspath(os.path.expanduser(path))
         self._secret = b""  # empty until the folder was found fit for use
         self._said: set[str] = set()
+        self._heads: dict[str, tuple[tuple[int, ...], _Head]] = {}  # checked, of unchanged files
 
     def __repr__(self) -> str:
         return f"Store({self.path!r})"
@@ -2003,13 +1906,11 @@ class Store:
         0
         """
         count = 0
-        for _, _, path in [*self._files("entries"), *self._files("newest")]:
+        for _, _, path in [*self._files("entries")]:
             with contextlib.suppress(OSError, _BadEntry):
-                newest = os.path.dirname(path).endswith("newest")
-                mine = path == self._pointer(step or "") if newest else None
-                if step is None or mine or (mine is None and self._step_of(path) == step):
+                if step is None or _read_head(path, self._secret).step == step:
                     os.unlink(path)
-                    count += not newest
+                    count += 1
         return count
 
     def prune(
@@ -2042,18 +1943,14 @@ class Store:
         excess = sum(size for _, size, _ in files) - max_bytes if max_bytes is not None else 0
         for used, size, path in files:
             if freed < excess or (age is not None and used < now - age):
-                try:
-                    start = _read_head(path, self._secret).start
-                    with open(path, "rb") as file:
-                        text = file.read(start)
-                    # Others that have the old file open, or mapped, keep it.
-                    self._write(path, [text], used)
-                    freed += size - start
-                except _BadEntry:
-                    os.unlink(path)  # nobody will ever read it
-                    freed += size
-                except OSError:
-                    continue  # another process was faster
+                with contextlib.suppress(OSError):  # another process was faster
+                    try:
+                        text, _ = _top(path, _read_head(path, self._secret).start)
+                        self._write(path, [text], used)
+                        freed += size - len(text)
+                    except _BadEntry:  # nobody will ever read it
+                        os.unlink(path)
+                        freed += size
         return freed
 
     def _files(self, folder: str) -> Iterator[tuple[float, int, str]]:
@@ -2062,44 +1959,42 @@ class Store:
             return
         for top, _, names in os.walk(os.path.join(self.path, folder)):
             for name in names:
-                path = os.path.join(top, name)
-                if len(name) == 64 and set(name) <= set("0123456789abcdef"):
+                if re.fullmatch("[0-9a-f]{64}", name):
                     with contextlib.suppress(OSError):
-                        about = os.lstat(path)
+                        about = os.lstat(os.path.join(top, name))
                         if stat.S_ISREG(about.st_mode):
-                            yield about.st_mtime, about.st_size, path
+                            yield about.st_mtime, about.st_size, os.path.join(top, name)
 
-    # --- the folder
+    # The folder
 
     def _ready(self, *, make: bool = False) -> bool:
         """Say whether the folder is fit for use; a warning says what to do if not."""
-        if not self._secret:
+        if not self._secret and (make or os.path.isdir(self.path)):
             try:
-                self._secret = self._checked(make)
+                os.makedirs(self.path, 0o700, exist_ok=True)
+                self._check()
+                secret = _user_secret()
+                if make:
+                    self._furnish()
+                self._secret = secret
             except OSError as error:
                 self._say("folder", f"the store {self.path} is not used: {error}")
         return bool(self._secret)
 
-    def _checked(self, make: bool) -> bytes:
-        if not os.path.isdir(self.path):
-            if not make:
-                return b""
-            self._furnish()
+    def _check(self) -> None:
+        """Raise OSError for a folder that is not ours alone."""
         about, names = os.stat(self.path), os.listdir(self.path)
         if hasattr(os, "geteuid"):
             if about.st_uid != os.geteuid():
                 raise OSError(f"it belongs to user {about.st_uid}; choose another: DAGKIT_STORE")
             if about.st_mode & 0o022 and names:
                 raise OSError(f"others can write to it; if you trust it: chmod 700 {self.path}")
-        if names and not self._marked():
+        # Another process may be about to furnish it.
+        if not self._marked() and not {".gitignore", *_FOLDERS}.issuperset(names):
             raise OSError("it holds other files; choose a new or an empty folder")
-        secret = _user_secret()
-        if make:
-            self._furnish()
-        return secret
 
     def _furnish(self) -> None:
-        for folder in ("", "tmp", "entries", "locks", "newest"):
+        for folder in _FOLDERS:
             os.makedirs(os.path.join(self.path, folder), 0o700, exist_ok=True)
         if not self._marked():
             os.chmod(self.path, 0o700)  # it may be an empty one that the user made
@@ -2108,7 +2003,7 @@ class Store:
 
     def _marked(self) -> bool:
         with contextlib.suppress(OSError):
-            return _small_file(os.path.join(self.path, "CACHEDIR.TAG")) == _TAG
+            return _top(os.path.join(self.path, "CACHEDIR.TAG"))[0] == _TAG
         return False
 
     def _say(self, about: str, text: str) -> None:
@@ -2117,8 +2012,15 @@ class Store:
             self._said.add(about)
             _warn(text)
 
+    def _refuse(self, path: str, error: Exception) -> None:
+        why = str(error) if isinstance(error, _BadEntry) else f"{type(error).__name__}: {error}"
+        self._say(path, f"the entry {path} is not used, its step runs again: {why}")
+
     def _write(self, path: str, pieces: Iterable[Any], used: float | None = None) -> None:
-        """Write a file that appears under its name when it is complete, or never."""
+        """Write a file that appears under its name when it is complete, or never.
+
+        Others that have the old file open, or mapped, keep it.
+        """
         aside = os.path.join(self.path, "tmp", os.urandom(32).hex())
         try:
             with open(os.open(aside, _WRITE | os.O_EXCL, 0o600), "wb") as file:
@@ -2135,38 +2037,39 @@ class Store:
         return f"{self.path}/entries/{key[:2]}/{key}"
 
     def _pointer(self, step: str) -> str:
-        import hashlib
-
         return f"{self.path}/newest/{hashlib.sha256(step.encode()).hexdigest()}"
 
-    def _step_of(self, path: str) -> str:
-        return _read_head(path, self._secret).step
-
-    # --- entries
+    # Entries
 
     def _head(self, key: str) -> _Head | None:
         """Return the checked head of an entry; None is a miss."""
-        if not self._ready():
-            return None
         path = self._entry(key)
         try:
+            if not self._ready():
+                return None
+            about = os.stat(path)
+            stamp = about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+            if key in self._heads and self._heads[key][0] == stamp:
+                return self._heads[key][1]
             head = _read_head(path, self._secret)
-            if head.key == key:
-                return head
-            raise _BadEntry("it is the entry of another key")
+            if head.key != key:
+                raise _BadEntry("it is the entry of another key")
+            if len(self._heads) > 10_000:
+                self._heads.clear()
+            self._heads[key] = stamp, head
+            return head
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, _BadEntry) as error:
-            self._say(path, f"the entry {path} is not used, its step runs again: {error}")
+            self._refuse(path, error)
             return None
 
     def _newest(self, step: str) -> _Head | None:
         """Return the head of a step that was stored last, as far as that is known."""
         with contextlib.suppress(OSError, ValueError, _BadEntry):
             if self._ready():
-                return _read_head(
-                    self._entry(_small_file(self._pointer(step)).decode()), self._secret
-                )
+                key = _top(self._pointer(step))[0].decode()
+                return _read_head(self._entry(key), self._secret)
         return None
 
     def _load(self, head: _Head, part: str = "") -> Any:
@@ -2175,110 +2078,90 @@ class Store:
 
         if head.outputs and not part:
             return tuple([self._load(head, name) for name in head.outputs])
+        if not head.kept:
+            raise _BadEntry("its payload was pruned")
         try:
-            if not head.kept:
-                raise _BadEntry("its payload was pruned")
-            number = list(head.outputs).index(part) if part else 0
-            stream, buffers = self._payload(head, *head.sections[number])
+            stream, *buffers = self._pieces(head, list(head.outputs).index(part) if part else 0)
             return pickle.loads(stream, buffers=buffers)
         except Exception as error:
             # Whatever it is (a class of the value that is gone raises what it likes), the value can
             # be computed again.
-            if head.kept:
-                why = f"{type(error).__name__}: {error}"
-                self._say(
-                    head.path, f"the entry {head.path} is not used, its step runs again: {why}"
-                )
-            bad = _BadEntry(str(error))
-            bad.key = head.key
-            raise bad from error
+            self._refuse(head.path, error)
+            raise _BadEntry(str(error)) from error
 
-    def _payload(
-        self, head: _Head, offset: int, lengths: list[int], stream_hash: str, checksum: int
-    ) -> tuple[Any, list[memoryview]]:
-        """Read and check a pickle stream and its buffers, which are writable and of no file."""
-        import hashlib
+    def _pieces(self, head: _Head, number: int) -> Iterator[Any]:
+        """Check a section; yield its stream, then its buffers, writable and of no file."""
         import mmap
-        import zlib
 
-        span = sum(map(_padded, lengths))
+        spans = [sum(map(_padded, lengths)) for lengths, *_ in head.sections]
+        at, span = head.start + sum(spans[:number]), spans[number]
+        lengths, stream_hash, checksums = head.sections[number]
         with open(os.open(head.path, _READ), "rb", buffering=0) as file:
-            about = os.fstat(file.fileno())
+            used = os.fstat(file.fileno()).st_mtime
             if span >= _MAPPED:
                 # Pages are private and come as they are touched; the file never changes.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                data = memoryview(mapped)[head.start + offset :][:span]
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+                data = data[at : at + span]
             else:
                 data = memoryview(bytearray(span))
-                file.seek(head.start + offset)
+                file.seek(at)
                 if file.readinto(data) != span:
                     raise _BadEntry("it was cut short")
         stream = bytes(data[: lengths[0]])  # what is checked is what is unpickled
-        if hashlib.sha256(stream).hexdigest() != stream_hash or zlib.crc32(data) != checksum:
+        ends = [0, *itertools.accumulate(map(_padded, lengths))]
+        pieces = [data[start:end] for start, end in itertools.pairwise(ends)]
+        good = hashlib.sha256(stream).hexdigest() == stream_hash
+        if not good or _checksums(pieces) != checksums:
             raise _BadEntry("its payload is damaged")
-        if about.st_mtime < time.time() - _TOUCH:
+        if used < time.time() - _TOUCH:
             with contextlib.suppress(OSError):
                 os.utime(head.path)
-        buffers, at = [], 0
-        for length in lengths:
-            buffers.append(data[at : at + length])
-            at += _padded(length)
-        return stream, buffers[1:]
+        yield stream
+        for piece, length in zip(pieces[1:], lengths[1:], strict=True):
+            yield piece[:length]
 
     def _save(self, head: _Head, value: Any) -> _Head | None:
         """Keep a value under a head that lacks only what is known of the payload.
 
         Returns the full head, or None after a warning if the value cannot be kept.
         """
-        import hashlib
         import hmac
         import json
-        import zlib
 
         if not self._ready(make=True):
             return None
-        payload: list[Any] = []
-        sections: list[tuple[int, list[int], str, int]] = []
-        prints: list[str] = []
-        offset = 0
+        payload, prints = list[Any](), list[str]()
         try:
             for part in value if head.outputs else (value,):
-                stream, buffers, marks = _pickled(part)
-                head.named.update(marks)
-                lengths, checksum, digest = [], 0, hashlib.sha256(repr(marks).encode())
-                for piece in (stream, *buffers):
-                    lengths.append(piece.nbytes)
-                    filled = (piece, bytes(_padded(piece.nbytes) - piece.nbytes))
-                    payload += filled
+                marks: dict[str, str] = {}
+                pieces = _pickled(part, marks)
+                lengths = [piece.nbytes for piece in pieces]
+                digest = hashlib.sha256(repr((marks, lengths)).encode())
+                for piece in pieces:
                     digest.update(piece)
-                    for data in filled:
-                        checksum = zlib.crc32(data, checksum)
-                sections.append((offset, lengths, hashlib.sha256(stream).hexdigest(), checksum))
-                prints.append(hashlib.sha256(f"{lengths}{digest.hexdigest()}".encode()).hexdigest())
-                offset += sum(map(_padded, lengths))
-        except Exception as error:
-            # Pickling runs code of the value's classes, which may raise anything.
+                    payload += (piece, bytes(-piece.nbytes % 64))
+                stream_hash = hashlib.sha256(pieces[0]).hexdigest()
+                head.sections.append((lengths, stream_hash, _checksums(pieces)))
+                head.named.update(marks)
+                prints.append(digest.hexdigest())
+        except Exception as error:  # pickling runs code of the value's classes
             why = f"{type(error).__name__}: {error}"
-            self._say(
-                f"save {head.step}", f"the result of step '{head.step}' cannot be kept: {why}"
-            )
+            text = f"the result of step '{head.step}' cannot be kept: {why}"
+            self._say(f"save {head.step}", text)
             return None
         whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
+        outputs = dict(zip(head.outputs, prints, strict=False))
         path = self._entry(head.key)
-        head = head._replace(
-            fingerprint=whole,
-            outputs=dict(zip(head.outputs, prints, strict=False)),
-            created=time.time(),
-            sections=sections,
-            path=path,
-        )
-        text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":")).encode()
-        text += b" " * (-(_PREFIX + len(text)) % 64)
-        top = _MAGIC + len(text).to_bytes(8, "big")
-        sealed = top + hmac.digest(self._secret, top + text, "sha256") + text
+        head = head._replace(fingerprint=whole, outputs=outputs, created=time.time(), path=path)
+        text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":"))
+        body = text.encode()
+        body += b" " * (-(_PREFIX + len(body)) % 64)
+        top = _MAGIC + len(body).to_bytes(8, "big")
+        sealed = top + hmac.digest(self._secret, top + body, "sha256") + body
         try:
-            self._furnish()  # the folder may have vanished
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            if not os.path.isdir(os.path.dirname(path)):  # new, or the folder has vanished
+                self._furnish()
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             self._write(path, [sealed, *payload])
             self._write(self._pointer(head.step), [head.key.encode()])
         except OSError as error:
@@ -2287,7 +2170,7 @@ class Store:
         self._said.discard(path)
         return head._replace(start=len(sealed))
 
-    # --- once only
+    # Once only
 
     def _lock(self, key: str) -> int | None:
         """Return a handle on the lock of a key, None if somebody else has it, -1 if there is none.
@@ -2297,30 +2180,30 @@ class Store:
         """
         if fcntl is None or not self._ready(make=True):
             return -1
-        path = f"{self.path}/locks/{key}"
+        path, file = f"{self.path}/locks/{key}", -1
         try:
             while True:
                 file = os.open(path, _WRITE, 0o600)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # Its last holder may have unlinked it between the two calls.
-                    if os.path.samestat(os.fstat(file), os.stat(path)):
-                        return file
-                except BlockingIOError:
-                    os.close(file)
-                    return None
-                except FileNotFoundError:
-                    pass
-                os.close(file)
-        except OSError:
-            return -1
+                _locks.add(file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last holder may have unlinked it between the two calls.
+                if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                    return file
+                self._close(file)
+        except OSError as error:
+            if file in _locks:
+                self._close(file)
+            return None if isinstance(error, BlockingIOError) else -1
+
+    def _close(self, file: int) -> None:
+        _locks.discard(file)
+        os.close(file)
 
     def _unlock(self, key: str, file: int | None) -> None:
-        if file is not None and file >= 0:
-            # Unlinked first: a forked child that has inherited the handle locks out nobody.
+        if file in _locks:  # not so in a forked child
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}/locks/{key}")
-            os.close(file)
+            self._close(file)
 
 
 ########################################################################################
@@ -2355,7 +2238,11 @@ class _Stored(_Lazy):
         return self.head.outputs[self.part] if self.part else self.head.fingerprint
 
     def load(self) -> Any:
-        return self.store._load(self.head, self.part)
+        try:
+            return self.store._load(self.head, self.part)
+        except _BadEntry as bad:
+            bad.key = self.head.key
+            raise
 
 
 class _Mapped(_Lazy):
