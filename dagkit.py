@@ -1182,6 +1182,13 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @functools.cache
+def _version(distribution: str) -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version(distribution)
+
+
+@functools.cache
 def _packages(name: str, file: str | None) -> dict[str, str] | None:
     """Find a module's distributions and versions: {} for Python's own, None for the project's."""
     if name == __name__:  # not the project's, wherever it lies; and its caches change all the time
@@ -1668,6 +1675,7 @@ class _CodeMemo:
 
     def __init__(self) -> None:
         self._walks: dict[int, tuple[Any, _Walk, dict[str, str], str]] = {}
+        self._lock = threading.RLock()
         self._memo: _Memo = {}
 
     def begin(self) -> None:
@@ -1676,15 +1684,16 @@ class _CodeMemo:
 
     def parts(self, function: Callable[..., Any]) -> tuple[dict[str, str], str]:
         """Return the parts, not to be changed by the caller, and a digest of them."""
-        known = self._walks.get(id(function))
-        if known is not None:
-            known[1].memo = self._memo
-            if not known[1].changed():
-                return known[2:]
-        walk, _ = _walk(self._memo, function, is_step=True)
-        digest = hashlib.sha256(marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
-        self._walks[id(function)] = (function, walk, walk.parts, digest)
-        return walk.parts, digest
+        with self._lock:  # a pipeline may be run by many threads
+            known = self._walks.get(id(function))
+            if known is not None:
+                known[1].memo = self._memo
+                if not known[1].changed():
+                    return known[2:]
+            walk, _ = _walk(self._memo, function, is_step=True)
+            digest = hashlib.sha256(marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
+            self._walks[id(function)] = (function, walk, walk.parts, digest)
+            return walk.parts, digest
 
 
 # --- the store: text becomes a file
@@ -1696,6 +1705,7 @@ _PREFIX = len(_MAGIC) + 8 + 32
 _INLINE = 4 << 10  # bytes; smaller buffers stay in the pickle stream
 _MAPPED = 32 << 20  # bytes; sections from here on are mapped, not read
 _TOUCH = 3600.0  # seconds that the recorded time of use may lag behind
+_LONGEST_HEAD = 64 << 20  # bytes; no entry of ours needs more
 _LEFTOVER = 86400.0  # seconds after which nobody still writes a temporary file
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
 _FOLDERS = ("tmp", "entries", "locks", "newest")
@@ -1779,7 +1789,7 @@ def _read_head(path: str, secret: bytes) -> _Head:
         newer = data[:7] == _MAGIC[:7]
         raise _BadEntry("it has the format of another dagkit" if newer else "it is no entry")
     start = _PREFIX + int.from_bytes(data[8:16], "big")
-    if len(data) < start <= size:
+    if len(data) < start <= min(size, _LONGEST_HEAD):
         data, size = _top(path, start)
     text = data[_PREFIX:start]
     if not hmac.compare_digest(hmac.digest(secret, data[:16] + text, "sha256"), data[16:_PREFIX]):
@@ -1818,10 +1828,12 @@ def _user_secret() -> bytes:
 
 
 def _named_mark(name: str) -> str:
-    """Give the fingerprint of what stands behind ``file PATH`` or ``code MODULE:NAME`` now."""
+    """Give the fingerprint of what a name says now: a file, a package, ``code MODULE:NAME``."""
     kind, _, what = name.partition(" ")
     if kind == "file":
         return _short(_path_token(what))
+    if kind == "package":
+        return _version(what)
     import pkgutil
 
     return _fingerprint(pkgutil.resolve_name(what))
@@ -1840,9 +1852,11 @@ def _pickled(value: Any, marks: dict[str, str]) -> list[Any]:
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, thing: Any) -> Any:
-            if isinstance(thing, type | FunctionType) and _packages(*_origin(thing)) is None:
-                name = f"code {thing.__module__}:{thing.__qualname__}"
-                marks[name] = _named_mark(name)
+            if isinstance(thing, type | FunctionType):
+                packages = _packages(*_origin(thing))
+                mine = [f"code {thing.__module__}:{thing.__qualname__}"]
+                for name in mine if packages is None else [f"package {x}" for x in packages]:
+                    marks[name] = _named_mark(name)
             elif isinstance(thing, os.PathLike) and hasattr(thing, "is_dir"):
                 marks[f"file {thing}"] = _named_mark(f"file {thing}")
             return NotImplemented
@@ -2130,7 +2144,8 @@ class Store:
 
         if not self._ready(make=True):
             return None
-        payload, prints = list[Any](), list[str]()
+        payload, prints, sections = list[Any](), list[str](), []
+        named = dict(head.named)
         try:
             for part in value if head.outputs else (value,):
                 marks: dict[str, str] = {}
@@ -2141,8 +2156,8 @@ class Store:
                     digest.update(piece)
                     payload += (piece, bytes(-piece.nbytes % 64))
                 stream_hash = hashlib.sha256(pieces[0]).hexdigest()
-                head.sections.append((lengths, stream_hash, _checksums(pieces)))
-                head.named.update(marks)
+                sections.append((lengths, stream_hash, _checksums(pieces)))
+                named.update(marks)
                 prints.append(digest.hexdigest())
         except Exception as error:  # pickling runs code of the value's classes
             why = f"{type(error).__name__}: {error}"
@@ -2152,7 +2167,8 @@ class Store:
         whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
         outputs = dict(zip(head.outputs, prints, strict=False))
         path = self._entry(head.key)
-        head = head._replace(fingerprint=whole, outputs=outputs, created=time.time(), path=path)
+        head = head._replace(fingerprint=whole, outputs=outputs, named=named, sections=sections)
+        head = head._replace(created=time.time(), path=path)
         text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":"))
         body = text.encode()
         body += b" " * (-(_PREFIX + len(body)) % 64)
@@ -2167,8 +2183,11 @@ class Store:
         except OSError as error:
             self._say("save", f"results cannot be kept in {self.path}: {error}")
             return None
-        self._said.discard(path)
         return head._replace(start=len(sealed))
+
+    def _remove(self, head: _Head) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(head.path)
 
     # Once only
 
@@ -2348,7 +2367,8 @@ class _Reuse:
         """Return the entry of a key if it can be used, or else the reason why not, if known."""
         head = self.store._head(key) if key not in self.distrusted else None
         if head is None:
-            return ""
+            damaged = key in self.distrusted or os.path.lexists(self.store._entry(key))
+            return "unreadable entry" if damaged else ""
         age = timedelta(seconds=time.time() - head.created)
         if isinstance(step.cache, timedelta) and age > step.cache:
             return "expired"
@@ -2358,7 +2378,7 @@ class _Reuse:
             try:
                 if _named_mark(name) != mark:
                     return f"{name} changed"
-            except (_Opaque, ImportError, AttributeError, ValueError):
+            except Exception:  # a module may raise anything when it is imported
                 return f"{name} is gone"
         return head
 
@@ -2837,11 +2857,12 @@ def _named_values(step: Step, value: Any) -> dict[str, Any]:
     names = step.outputs
     if isinstance(value, Mapping):
         if value.keys() == set(names):
-            return {step.name: value, **{name: value[name] for name in names}}
+            parts = {name: value[name] for name in names}
+            return {step.name: tuple(parts.values()), **parts}
         found = f"a dict with the keys {_listed(map(str, value))}"
     elif isinstance(value, tuple | list):
         if len(value) == len(names):
-            return {step.name: value, **dict(zip(names, value, strict=True))}
+            return {step.name: tuple(value), **dict(zip(names, value, strict=True))}
         found = f"{len(value)} values"
     else:
         found = _brief(value)
@@ -2870,6 +2891,7 @@ class _Job(NamedTuple):
     store: Store | None = None
     head: _Head | None = None
     files: tuple[tuple[str, str], ...] = ()
+    doubt: bool = False  # an entry of this key has proved bad: look whether this one can be loaded
     token: str = ""  # makes calls different for those who think that equal calls give equal results
 
 
@@ -2906,7 +2928,7 @@ def _work(job: _Job, *args: Any) -> Any:
         result = step.function(*values, **keywords)
         if type(result) is CoroutineType:
             if not job.sent:
-                return result
+                return _checked(step, result, before, [*values, *keywords.values()])
             import asyncio
 
             result = asyncio.run(result)
@@ -2919,6 +2941,17 @@ def _work(job: _Job, *args: Any) -> Any:
         raise error if job.home == os.getpid() else _sendable(error)  # noqa: B904
     finally:
         _inside.reset(token)
+
+
+def _checked(step: Step, coroutine: Any, before: list[str], values: list[Any]) -> Any:
+    """Look at the arguments of a strict pipeline again when the coroutine is over."""
+
+    async def run() -> Any:
+        result = await coroutine
+        _check_unchanged(step, before, _marks(values))
+        return result
+
+    return run() if before else coroutine
 
 
 def _check_unchanged(step: Step, before: list[str], after: list[str]) -> None:
@@ -2937,12 +2970,24 @@ def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made, if it is cached; the values become loads from the store."""
     if job.store is None or job.head is None:
         return made
-    if any(_named_mark(f"file {path}") != mark for path, mark in job.files):
-        return made  # a file changed while the step read it: who knows which of the two it saw
+    try:
+        if any(_named_mark(f"file {path}") != mark for path, mark in job.files):
+            return made  # a file changed while the step read it: who knows which of the two it saw
+    except _Opaque:
+        return made
     outputs, values = job.step.outputs, made.values
     value = [values[part] for part in outputs] if outputs else values[job.step.name]
     head = job.store._save(job.head._replace(seconds=made.seconds), value)
-    return made if head is None else _Made(_stored(job.store, head), made.seconds)
+    if head is None:
+        return made
+    kept = _stored(job.store, head)
+    if job.doubt:
+        try:
+            kept[job.step.name].load()
+        except _BadEntry:  # it can be pickled, but not loaded again
+            job.store._remove(head)
+            return made
+    return _Made(kept, made.seconds)
 
 
 def _stored(store: Store, head: _Head) -> dict[str, Any]:
@@ -2968,10 +3013,14 @@ def _private_copy(value: Any) -> Any:
 
     Else a first run, in which the step runs, would differ from a second one, in which it does not.
     """
-    try:
+    import pickle
+
+    # By pickle first: a deep copy of a frame shares the objects in its cells.
+    with contextlib.suppress(Exception):
+        return pickle.loads(pickle.dumps(value, 5))
+    with contextlib.suppress(Exception):
         return copy.deepcopy(value)
-    except Exception:
-        return value  # what cannot be copied is shared, as it is between steps that are not cached
+    return value  # what cannot be copied is shared, as it is between steps that are not cached
 
 
 class _EventLoopThread:
@@ -3134,6 +3183,7 @@ class _Loop:
         self.later: list[tuple[float, int, _Task]] = []
         self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.background = _EventLoopThread()
+        self.locked: set[_Task] = set()
         self.fans: dict[str, _Fan] = {}
         # Of values in memory, until a step may have changed them: with the files that they name.
         self.prints: dict[str, tuple[str, list[str]]] = {}
@@ -3186,12 +3236,10 @@ class _Loop:
             while self.flight or (self.failure is None and (self.over or self.ready or self.later)):
                 self.turn()
         finally:
-            for future, task in self.flight.items():
+            for future in self.flight:
                 future.cancel()
+            for task in [*self.locked]:
                 self.unlock(task)
-            for *_, item in [*self.ready, *self.later]:
-                if isinstance(item, _Task):
-                    self.unlock(item)
             self.background.close()
         failure, self.failure = self.failure, None
         try:
@@ -3220,6 +3268,8 @@ class _Loop:
         if future is None:
             return
         task, result, error = self.flight.pop(future), None, None
+        if task.job is None or task.job.head is None:
+            self.prints.clear()  # it may have changed what it was given, up to now
         if self.failure is not None and future.cancelled():
             self.unlock(task)
             return
@@ -3342,7 +3392,7 @@ class _Loop:
         args = {n: values[n] if n in values else step._defaults.get(n) for n in step._needs}
         if fan is not None:
             args |= {name: items[task.index] for name, items in fan.elements.items()}
-        if step.cache and not task.attempts and self.reused(task, args):
+        if step.cache and self.reused(task, args):  # at each try: a value may have changed since
             return
         if self.policy.listeners and not task.attempts and not task.checks:
             self.emit("step started", step.name, task, reason=task.reason)
@@ -3354,7 +3404,9 @@ class _Loop:
             if task.job.head is None:
                 self.prints.clear()  # it may change what it is given
             else:
-                shared = {n for n in args if self.uses[n] > 1 or (fan and n not in fan.elements)}
+                # Another step, another element or another try may need it as it was.
+                again = step.retries or fan is not None
+                shared = {name for name in args if again or self.uses[name] > 1}
                 args |= {n: _private_copy(args[n]) for n in shared if type(args[n]) not in _SCALARS}
         listed = [*map(args.__getitem__, step._takes)]
         if step._keywords:
@@ -3387,6 +3439,8 @@ class _Loop:
 
     def fingerprint(self, name: str, value: Any) -> tuple[str, list[str]]:
         """Give the fingerprint of a value, and the files it names; raises ``_Opaque``."""
+        if isinstance(value, _Stored):
+            return value.fingerprint, [n[5:] for n in value.head.named if n.startswith("file ")]
         if isinstance(value, _Lazy):
             return value.fingerprint, []
         if self.values.get(name) is not value:  # an element, or the default in place of a value
@@ -3403,6 +3457,8 @@ class _Loop:
         try:
             marks = {name: self.fingerprint(name, value) for name, value in args.items()}
             prints = {name: mark for name, (mark, _) in marks.items()}
+            paths = [path for _, named in marks.values() for path in named]
+            files = tuple([(path, _named_mark(f"file {path}")) for path in paths])
             key = reuse.key(step, prints)
         except _Opaque as culprit:
             task.reason = f"no fingerprint: {' -> '.join(culprit.path)}"
@@ -3411,9 +3467,11 @@ class _Loop:
         if isinstance(found, str) and not _inside.get():
             lock = reuse.store._lock(key)
             if lock is None:  # somebody else is computing it
+                self.prints.clear()  # a file may change meanwhile
                 self.push_later(task, 0.02)
                 return True
             task.lock = key, lock
+            self.locked.add(task)
             found = reuse.find(step, key)
         if not isinstance(found, str):
             run = _StepRun(step.name, "cached", saved=found.seconds, fingerprint=found.fingerprint)
@@ -3422,41 +3480,44 @@ class _Loop:
         parts = reuse.parts(step, prints)
         shown = {n: _brief(v) for n, v in args.items() if type(v) in _SCALARS}
         task.reason = reuse.why(step, parts, shown, missing=found)
-        paths = [path for _, found_paths in marks.values() for path in found_paths]
-        files = tuple((path, _named_mark(f"file {path}")) for path in paths)
         outputs = dict.fromkeys(step.outputs, "")
         head = _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
         sent = self.pool is not None and not step.local and not step._is_async
         strict = self.policy.strict
-        task.job = _Job(step, strict, self.home, sent, reuse.store, head, files)
+        doubt = key in reuse.distrusted
+        task.job = _Job(step, strict, self.home, sent, reuse.store, head, files, doubt)
         return False
 
     def unlock(self, task: _Task) -> None:
         if task.lock is not None:
             self.reuse.store._unlock(*task.lock)
             task.lock = None
+            self.locked.discard(task)
 
     def receive(self, task: _Task, result: Any, error: Exception | None) -> None:
         """Take what a call has returned or raised."""
         step = task.step
         if type(result) is CoroutineType:
+            token = _inside.set(True)  # the task of the event loop begins with a copy of this
             self.fly(task, self.background.submit(result))
+            _inside.reset(token)
             return
         if isinstance(error, _BadEntry):
             self.distrust(error)
         if error is None:
             try:
+                job, keep = task.job, task.job is not None and task.job.head is not None
                 if type(result) is not _Made:  # of the plain loop, or of the event loop
                     result = _Made(_named_values(step, result), _clock() - task.began)
+                elif self.pool is None or self.pool.here or not task.job or not task.job.sent:
+                    keep = False  # that was done where it ran
                 if step._poke is not None and not result.values[step.name]:
                     self.poke_again(task, *step._poke)
                     return
-                mark = ""
-                if task.job is not None and task.job.head is not None:
-                    if not isinstance(result.values[step.name], _Stored):
-                        result = _kept(task.job, result)
-                    value = result.values[step.name]
-                    mark = value.fingerprint if isinstance(value, _Stored) else ""
+                if job is not None and keep:
+                    result = _kept(job, result)
+                value = result.values.get(step.name) if step.cache else None
+                mark = value.fingerprint if isinstance(value, _Stored) else ""
             except Exception as wrong:
                 error = wrong
         if error is None:
@@ -3745,6 +3806,11 @@ class Pipeline:
         self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
         self._inside: list[Any] = []
+
+    def __reduce__(self) -> Any:
+        # What a pipeline does: its steps. So it counts where a step's code holds one.
+        options: dict[str, Any] = {"on_error": self._on_error, "strict": self._strict}
+        return functools.partial(Pipeline, **options), tuple(self._current().steps.values())
 
     def _current(self) -> _Graph:
         """Return the graph of the steps as they are now, built again if any has changed."""

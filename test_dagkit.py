@@ -111,19 +111,18 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Messages show places relative to the working folder; a store is for one test."""
+    """Messages show places relative to the working folder; a store and its key are for one test."""
     monkeypatch.chdir(HERE)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGKIT_STORE", str(tmp_path / "store"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make the key that signs entries in a home of the tests' own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+    monkeypatch.delenv("DAGKIT_KEY", raising=False)
 
 
 ########################################################################################
@@ -1169,8 +1168,11 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.fixture(params=EXECUTORS)
-def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+def executor(
+    request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     """Every executor, one after the other: the contract is the same on all of them."""
+    monkeypatch.setenv("HOME", str(home))  # that of the workers, which outlive a test
     if request.param == "sequential":
         yield None
     elif request.param == "threads":
