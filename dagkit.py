@@ -270,6 +270,11 @@ def _innermost(function: Any) -> Any:
     return function
 
 
+def _name_of(function: Any) -> str:
+    inner = function if type(function) is FunctionType else _innermost(function)
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
 def _place(function: Any) -> str:
     """Give ``file.py:12``, where a callable is defined, or its module."""
     function = _innermost(function)
@@ -421,8 +426,7 @@ class Step:
         if not callable(function):
             raise StepError(f"Step() was given {_brief(function)}; expected a callable")
         if not self.name:
-            inner = function if type(function) is FunctionType else _innermost(function)
-            put(self, "name", getattr(inner, "__name__", type(inner).__name__))
+            put(self, "name", _name_of(function))
         # One comparison tells the usual step, which has no options, from the others.
         delays = self.retries, self.retry_delay, self.retry_backoff
         options = (self.outputs, self.args, self.map, self.cache, self.version, *delays, self.local)
@@ -2183,6 +2187,7 @@ class Store:
         except OSError as error:
             self._say("save", f"results cannot be kept in {self.path}: {error}")
             return None
+        self._said.discard(path)
         return head._replace(start=len(sealed))
 
     def _remove(self, head: _Head) -> None:
@@ -2202,6 +2207,8 @@ class Store:
         path, file = f"{self.path}/locks/{key}", -1
         try:
             while True:
+                if not os.path.isdir(f"{self.path}/locks"):  # another process is just making it
+                    self._furnish()
                 file = os.open(path, _WRITE, 0o600)
                 _locks.add(file)
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2401,6 +2408,10 @@ class _Reuse:
         known = {name for name in {**old, **parts} if not (after and name.startswith("input "))}
         changed = sorted(name for name in known if old.get(name) != parts.get(name))
         code = [n for n in changed if n.partition(" ")[0] not in ("input", "package", "version")]
+        # A default that was edited is an input that was, which says more.
+        defaults = [n for n in code if n[:8] == "default " and f"input {n[8:]}" in changed]
+        if defaults:
+            code = [n for n in code if n not in (*defaults, _name_of(step.function))]
         if code:
             # What a module binds changes with what is bound, which says more.
             code.sort(key=lambda name: name.startswith("module "))
@@ -2982,11 +2993,13 @@ def _kept(job: _Job, made: _Made) -> _Made:
         return made
     kept = _stored(job.store, head)
     if job.doubt:
+        job.store._said.add(head.path)  # that was said when it proved bad
         try:
             kept[job.step.name].load()
         except _BadEntry:  # it can be pickled, but not loaded again
             job.store._remove(head)
             return made
+        job.store._said.discard(head.path)
     return _Made(kept, made.seconds)
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     folder = Path(os.__file__).parent
     alone = Pipeline(paths, words, common).run("common", "words", folder=folder)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         run = Pipeline(paths, words, common, executor=client).run("common", folder=folder)
