@@ -2364,13 +2364,14 @@ def test_a_planted_pickle_never_runs(home: str, tmp_path: Path) -> None:
         print(run["answer"] if not os.environ.get("EVIL") else "")
     """
     attacker = str(tmp_path / "attacker")
-    run_python(code.replace('print(run["answer"]', "print(0"), EVIL="1", VICTIM="x", HOME=attacker,
+    run_python(code.replace('print(run["answer"]', "print(0"), EVIL="1", VICTIM=str(victim), HOME=attacker,
                DAGKIT_STORE=str(tmp_path / "repository"))  # fmt: skip
     shown = run_python(
         code, DAGKIT_STORE=str(tmp_path / "repository"), VICTIM=str(victim),
         HOME=attacker if home == "attackers" else str(tmp_path / "me"),
     )  # fmt: skip
     assert (shown == "42\n") == (home == "mine")
+    assert victim.exists() == (home == "attackers")
 
 
 def test_a_store_of_others_or_open_to_others_is_not_used(kept: Pipeline) -> None:
