@@ -1012,7 +1012,8 @@ def _names(text: str) -> frozenset[str]:
 _BY_TYPE = {"logging", "_thread", "threading", "weakref", "_weakrefset"}
 # What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
 _VOLATILE = _names(
-    """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ __slotnames__ _abc_impl __annotations__
+    """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ __slotnames__ _abc_impl
+    __annotations__
     __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__
     __type_params__ __parameters__ __qualname__ __name__ _dagkit_options"""
 )

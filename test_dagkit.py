@@ -2364,7 +2364,8 @@ def test_a_planted_pickle_never_runs(home: str, tmp_path: Path) -> None:
         print(run["answer"] if not os.environ.get("EVIL") else "")
     """
     attacker = str(tmp_path / "attacker")
-    run_python(code.replace('print(run["answer"]', "print(0"), EVIL="1", VICTIM=str(victim), HOME=attacker,
+    planted = code.replace('print(run["answer"]', "print(0")
+    run_python(planted, EVIL="1", VICTIM=str(victim), HOME=attacker,
                DAGKIT_STORE=str(tmp_path / "repository"))  # fmt: skip
     shown = run_python(
         code, DAGKIT_STORE=str(tmp_path / "repository"), VICTIM=str(victim),
