@@ -2687,8 +2687,8 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``run started``, ``run finished``, ``step started``, ``step finished``, ``step retried``,
-        ``step poked``, or ``map progress``.
+        ``run started``, ``run finished``, ``step submitted`` (to an executor), ``step started``
+        (here), ``step finished``, ``step retried``, ``step poked``, or ``map progress``.
     time : float
         Seconds since the epoch.
     step : str
@@ -2774,7 +2774,7 @@ class _Progress:
 
     def __call__(self, event: Event) -> None:
         lines: list[str] = []
-        if event.kind == "step started":
+        if event.kind in ("step started", "step submitted"):
             self.running.setdefault(event.step, (event.time, ""))
         elif event.kind == "map progress":
             since = self.running.get(event.step, (event.time, ""))[0]
@@ -3408,12 +3408,13 @@ class _Loop:
             args |= {name: items[task.index] for name, items in fan.elements.items()}
         if step.cache and self.reused(task, args):  # at each try: a value may have changed since
             return
-        if self.policy.listeners and not task.attempts and not task.checks:
-            self.emit("step started", step.name, task, reason=task.reason)
         task.attempts += 1
         sent = self.pool is not None and not step.local and not step._is_async
         if task.job is None:
             task.job = _Job(step, self.policy.strict, self.home, sent)
+        if self.policy.listeners and task.attempts == 1 and not task.checks:
+            kind = "step submitted" if sent else "step started"
+            self.emit(kind, step.name, task, reason=task.reason)
         if self.reuse.made and (not sent or (self.pool and self.pool.threads)):
             if task.job.head is None:
                 self.prints.clear()  # it may change what it is given
