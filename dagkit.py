@@ -69,6 +69,7 @@ from collections.abc import (
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, fields
 from datetime import timedelta
+from keyword import iskeyword
 from types import (
     AsyncGeneratorType,
     CoroutineType,
@@ -430,7 +431,7 @@ class Step:
         # One comparison tells the usual step, which has no options, from the others.
         delays = self.retries, self.retry_delay, self.retry_backoff
         options = (self.outputs, self.args, self.map, self.cache, self.version, *delays, self.local)
-        if options != _NO_OPTIONS or not self.name.isidentifier():
+        if options != _NO_OPTIONS or not str(self.name).isidentifier() or iskeyword(self.name):
             self._check_options()
         try:
             takes, keywords, defaults, flags = _signature(function)
@@ -485,14 +486,23 @@ class Step:
             )
         object.__setattr__(self, "outputs", tuple(self.outputs))
         for name in self.values:
-            if not isinstance(name, str) or not name.isidentifier():
+            if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
                 raise self._error(
                     f"makes a value named {name!r}, which no argument can be called",
                     "expected a name such as 'clean': @step(name=...) or Step(..., name=...)",
                 )
         count, delay, factor = self.retries, self.retry_delay, self.retry_backoff
         for option, good, expected in (
-            ("args", isinstance(self.args, Mapping | None), "a dict: argument -> value it takes"),
+            (
+                "args",
+                self.args is None
+                or (
+                    isinstance(self.args, Mapping)
+                    and all(isinstance(n, str) for pair in self.args.items() for n in pair)
+                ),
+                "a dict: argument -> value it takes",
+            ),
+            ("local", isinstance(self.local, bool), "True or False"),
             ("map", isinstance(self.map, str | tuple), "the name of an argument, or a tuple"),
             ("cache", isinstance(self.cache, bool | timedelta), "True, False or a timedelta"),
             ("version", isinstance(self.version, Hashable), "something hashable"),
@@ -670,11 +680,19 @@ def _marked(
     return function
 
 
+def _is_marked(value: Any) -> bool:
+    """Tell a step, also one inside a wrapper that copies its attributes, as lru_cache does."""
+    attributes = getattr(value, "__dict__", None)
+    return type(attributes) is dict and _MARK in attributes and callable(value)
+
+
 def _settled(source: Any) -> Any:
     """Keep what a pipeline follows as it is; read other iterables once."""
     if type(source) is FunctionType or isinstance(
         source, (Step, Pipeline, str, ModuleType, Mapping)
     ):
+        return source
+    if _is_marked(source):
         return source
     if isinstance(source, Iterable):
         return tuple(map(_settled, source))
@@ -691,7 +709,7 @@ def _entries(sources: Iterable[Any]) -> list[Any]:
     """List what is a step in settled sources now: functions, ``Step``s, (name, function)."""
     found: list[Any] = []
     for source in sources:
-        if type(source) is FunctionType or type(source) is Step:
+        if type(source) is FunctionType or type(source) is Step or _is_marked(source):
             found.append(source)
         elif isinstance(source, str):
             module = sys.modules.get(source) or importlib.import_module(source)
@@ -713,9 +731,12 @@ def _named_entries(namespace: Mapping[str, Any]) -> list[Any]:
     marked = [
         value
         for key, value in found
-        if (hasattr(value, _MARK) if type(value) is FunctionType else type(value) is Step)
-        # IPython keeps former results, so former definitions too, as _, __ and _12.
-        and (key[:1] != "_" or key == getattr(value, "__name__", key))
+        if type(value) is Step
+        or (
+            _is_marked(value)
+            # IPython keeps former results, so former definitions too, as _, __ and _12.
+            and (key[:1] != "_" or key == getattr(value, "__name__", key))
+        )
     ]
     if marked:
         return marked
@@ -1013,6 +1034,7 @@ _BY_TYPE = {"logging", "_thread", "threading", "weakref", "_weakrefset"}
 # What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
 _VOLATILE = _names(
     """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ __slotnames__ _abc_impl
+    __module__
     __annotations__
     __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__
     __type_params__ __parameters__ __qualname__ __name__ _dagkit_options"""
@@ -1857,7 +1879,7 @@ def _pickled(value: Any, marks: dict[str, str]) -> list[Any]:
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, thing: Any) -> Any:
-            if isinstance(thing, type | FunctionType):
+            if isinstance(thing, type | FunctionType) and "<" not in thing.__qualname__:
                 packages = _packages(*_origin(thing))
                 mine = [f"code {thing.__module__}:{thing.__qualname__}"]
                 for name in mine if packages is None else [f"package {x}" for x in packages]:
@@ -2844,8 +2866,13 @@ class _Progress:
 
 _clock = time.perf_counter
 
-# Types of a result that is not a value yet, or never will be: the plain loop stops at it.
-_NO_VALUES = frozenset((CoroutineType, GeneratorType, AsyncGeneratorType))
+# Types of a result that only one step could use, once; and of one that is not a value yet. The
+# plain loop stops at all of them.
+_ITERATORS: list[Any] = [iter(some) for some in ((), [], {}, set[Any](), "", range(0))]
+_ONE_SHOT: frozenset[Any] = frozenset(
+    [GeneratorType, AsyncGeneratorType, zip, map, filter, enumerate, reversed]
+) | frozenset(map(type, _ITERATORS))
+_NO_VALUES = _ONE_SHOT | {CoroutineType}
 
 
 def _wait(done: queue.SimpleQueue[Any], seconds: float | None) -> Any:
@@ -2858,9 +2885,10 @@ def _wait(done: queue.SimpleQueue[Any], seconds: float | None) -> Any:
 
 def _named_values(step: Step, value: Any) -> dict[str, Any]:
     """Map the names of the values that a step makes to what it returned."""
-    if type(value) in (GeneratorType, AsyncGeneratorType):
+    if type(value) in _ONE_SHOT:
         raise ResultError(
-            f"step '{step.name}' returned a generator, which only one step could use, once\n"
+            f"step '{step.name}' returned a {type(value).__name__}, which only one step could use, "
+            "once\n"
             f"  {step.definition}\n  return a list instead",
             step=step.name,
         )
@@ -2950,7 +2978,9 @@ def _work(job: _Job, *args: Any) -> Any:
         made = _Made(_named_values(step, result), seconds)
         return made if job.head is None else _kept(job, made)
     except Exception as error:
-        raise error if job.home == os.getpid() else _sendable(error)  # noqa: B904
+        if job.home == os.getpid():
+            raise
+        raise _sendable(error) from None
     finally:
         _inside.reset(token)
 
@@ -3617,15 +3647,11 @@ class _Loop:
             names = sorted({step.name, *[other.step.name for other in self.flight.values()]})
             error = WorkerError(
                 f"a worker process died while it ran {_listed(map(repr, names))}\n"
-                f"  {step.definition}\n  {_error_line(error)}",
+                f"  {step.definition}\n  {_error_line(error)}\n  a script that starts processes "
+                "needs `if __name__ == '__main__':`; else see what kills it, such as memory",
                 step=step.name,
             )
-        elif (
-            task.job
-            and task.job.sent
-            and "pickle" in str(error)
-            and not _can_be_sent(step.function)
-        ):
+        elif task.job and task.job.sent and _is_about_sending(step, error):
             error = WorkerError(
                 f"step '{step.name}' cannot be sent to another process: {_error_line(error)}\n"
                 f"  {step.definition}\n  define it at the level of a module, use loky or Dask, "
@@ -3675,14 +3701,17 @@ class _Loop:
 _LOST = ("BrokenProcessPool", "TerminatedWorkerError", "BrokenThreadPool", "KilledWorker")
 
 
-def _can_be_sent(function: Any) -> bool:
+def _is_about_sending(step: Step, error: Exception) -> bool:
+    """Tell whether an error came from pickling a function that cannot be pickled."""
     import pickle
 
-    try:
-        pickle.dumps(function)
-    except Exception:  # pickle says it with whatever type
+    if "pickle" not in str(error) and "local object" not in str(error):
         return False
-    return True
+    try:
+        pickle.dumps(step.function)
+    except Exception:  # pickle says it with whatever type
+        return True
+    return False
 
 
 def _add_note(
@@ -3945,10 +3974,17 @@ class Pipeline:
         return Plan(self._title, _make_plan(_Reuse(self._store, self._codes, order), values))
 
     def _prepare(
-        self, targets: tuple[str, ...], inputs: Mapping[str, Any]
+        self, targets: tuple[str, ...], inputs: dict[str, Any]
     ) -> tuple[_Order, dict[str, Any], dict[str, Any]]:
         """Return the order of a run, the values it begins with, and the inputs among them."""
         graph = self._current()
+        for target in targets:
+            if not isinstance(target, str):
+                raise UnknownNameError(
+                    f"{_brief(target)} cannot be a target of run(): targets are names\n"
+                    "  expected such as run('model', 'accuracy', alpha=0.1)",
+                    unknown=(_brief(target),),
+                )
         key = (targets, frozenset(inputs))
         order = graph.orders.get(key)
         if order is None:
@@ -3956,6 +3992,9 @@ class Pipeline:
             if len(graph.orders) >= 32:
                 graph.orders.clear()
             graph.orders[key] = order
+        for name, value in inputs.items():
+            if isinstance(value, Iterator) and not hasattr(value, "read"):
+                inputs[name] = [*value]  # else the first step to look at it would use it up
         used = {**order.defaults, **inputs}
         values = dict(used)
         for name in inputs:

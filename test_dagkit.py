@@ -279,6 +279,19 @@ def test_a_wrapper_around_a_step_is_the_step() -> None:
     assert Pipeline({"add": add}).run(a=1)["plus"] == ("logged", 2)
 
 
+def test_a_step_under_lru_cache_is_the_step() -> None:
+    @functools.lru_cache
+    @step
+    def rate() -> int:
+        return 2
+
+    def use(x: int, rate: int = 5) -> int:
+        return x * rate
+
+    for made in (Pipeline(rate, use), Pipeline({"__name__": "m", "rate": rate}, use)):
+        assert made.run("use", x=1)["use"] == 2
+
+
 def test_a_class_can_be_a_step() -> None:
     assert Pipeline(Step(Scaler, name="scaler")).run(factor=2)["scaler"].factor == 2
 
@@ -328,6 +341,11 @@ def test_unknown_option_error_has_the_nearest_name() -> None:
         ({"retry_delay": "1"}, "has retry_delay='1'\n{}\n  expected seconds, 0 or more"),
         ({"retry_backoff": -2}, "has retry_backoff=-2\n{}\n  expected a factor, 0 or more"),
         ({"version": []}, "has version=[]\n{}\n  expected something hashable"),
+        ({"local": "no"}, "has local='no'\n{}\n  expected True or False"),
+        (
+            {"args": {"data": 1}},
+            "has args={{'data': 1}}\n{}\n  expected a dict: argument -> value it takes",
+        ),
         ({"args": 3}, "has args=3\n{}\n  expected a dict: argument -> value it takes"),
         (
             {"outputs": ("a", "not good")},
@@ -638,8 +656,9 @@ def test_unknown_inputs_come_all_at_once(shop: Pipeline) -> None:
 
 
 def test_a_target_that_is_no_name_is_an_error(shop: Pipeline) -> None:
-    with pytest.raises(UnknownNameError, match="cannot be a target of run"):
-        shop.run(total)  # type: ignore[arg-type]
+    for wrong in (total, ["mean"], {"prices": [1]}):
+        with pytest.raises(UnknownNameError, match=r"cannot be a target of run\(\): targets are"):
+            shop.run(wrong)  # type: ignore[arg-type]
 
 
 def test_missing_inputs_come_all_at_once_with_places() -> None:
@@ -2696,6 +2715,15 @@ def test_wrong_number_of_outputs_error_names_both_counts() -> None:
 def test_outputs_may_come_as_a_dict_in_any_order() -> None:
     made = Pipeline(Step(lambda: {"b": 2, "a": 1}, name="split", outputs=("a", "b")))
     assert dict(made.run("a", "b")) == {"a": 1, "b": 2}
+
+
+def test_iterators_are_errors_as_results_and_lists_as_inputs() -> None:
+    """Whoever looked first would use them up."""
+    for value in (zip([1], [2], strict=True), map(len, []), iter([1]), enumerate("a")):
+        with pytest.raises(ResultError, match=f"returned a {type(value).__name__}, which only one"):
+            Pipeline(Step(lambda v=value: v, name="rows")).run()
+    made = Pipeline({"one": lambda rows: list(rows), "two": lambda rows: list(rows)})
+    assert dict(made.run(rows=iter([1, 2]))) == {"one": [1, 2], "two": [1, 2]}
 
 
 @pytest.mark.parametrize("outputs", [(), ("a", "b")])

@@ -17,6 +17,8 @@ def bar(**options: Any) -> Any:
     def listen(event: Event) -> None:
         shown.total = event.total or shown.total
         shown.update(event.kind == "map progress")
+        if event.kind == "run finished":
+            shown.close()
 
     return listen
 
