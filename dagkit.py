@@ -2868,7 +2868,7 @@ _clock = time.perf_counter
 
 # Types of a result that only one step could use, once; and of one that is not a value yet. The
 # plain loop stops at all of them.
-_ITERATORS: list[Any] = [iter(some) for some in ((), [], {}, set[Any](), "", range(0))]
+_ITERATORS: tuple[Any, ...] = (iter(()), iter([]), iter(""), iter(range(0)), iter(dict[Any, Any]()))
 _ONE_SHOT: frozenset[Any] = frozenset(
     [GeneratorType, AsyncGeneratorType, zip, map, filter, enumerate, reversed]
 ) | frozenset(map(type, _ITERATORS))
