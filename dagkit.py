@@ -458,12 +458,15 @@ class Step:
             takes = tuple(args.get(n, n) for n in takes)
             pairs = tuple((n, args.get(n, n)) for n in keywords + extra)
             needs = tuple(dict.fromkeys((*takes, *(value for _, value in pairs))))
-        over = (self.map,) if isinstance(self.map, str) else self.map
-        lacking = [name for name in over if args.get(name, name) not in needs]
-        if lacking:
-            text = f"has no argument {_listed(map(repr, lacking))}, which map= names"
-            raise self._error(text, _hint(lacking, needs))
-        put(self, "_over", tuple([args.get(name, name) for name in over]))
+        over: tuple[str, ...] = ()
+        if self.map:
+            over = (self.map,) if isinstance(self.map, str) else self.map
+            lacking = [name for name in over if args.get(name, name) not in needs]
+            if lacking:
+                text = f"has no argument {_listed(map(repr, lacking))}, which map= names"
+                raise self._error(text, _hint(lacking, needs))
+            over = tuple([args.get(name, name) for name in over])
+        put(self, "_over", over)
         put(self, "_takes", takes)
         put(self, "_keywords", pairs)
         put(self, "_needs", needs)
