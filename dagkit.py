@@ -1318,7 +1318,7 @@ class _Walk:
         self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
-        self.paths: list[str] = []  # files that values name
+        self.paths: list[tuple[str, str]] = []  # files that values name, and marks
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
 
     def look(self, get: Callable[..., Any], *where: Any) -> Any:
@@ -1387,8 +1387,9 @@ class _Walk:
             where = _digest("path", _text(str(value)))
             if self.in_code and value.is_dir():
                 return where
-            self.paths.append(str(value))
-            return where + _path_token(str(value))
+            token = _path_token(str(value))
+            self.paths.append((str(value), _short(token)))
+            return where + token
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
             about = (kind, value.dtype, value.shape)
@@ -1683,7 +1684,7 @@ def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, byt
     return walk, token
 
 
-def _fingerprint(value: object, paths: list[str] | None = None) -> str:
+def _fingerprint(value: object, paths: list[tuple[str, str]] | None = None) -> str:
     """Return 64 hexadecimal digits that are equal exactly for values of equal type and content.
 
     Functions and classes of the project count with their code, installed ones by version. Raises
@@ -2402,8 +2403,8 @@ class _Reuse:
         if head is None:
             damaged = key in self.distrusted or os.path.lexists(self.store._entry(key))
             return "unreadable entry" if damaged else ""
-        age = timedelta(seconds=time.time() - head.created)
-        if isinstance(step.cache, timedelta) and age > step.cache:
+        kept_for = step.cache.total_seconds() if isinstance(step.cache, timedelta) else math.inf
+        if time.time() - head.created > kept_for:
             return "expired"
         if not head.kept and not {step.name, *step.outputs}.isdisjoint(self.order.targets):
             return "payload pruned"
@@ -2420,13 +2421,9 @@ class _Reuse:
         step: Step,
         parts: Mapping[str, str],
         shown: Mapping[str, str],
-        *,
-        missing: str = "",
         after: str = "",
     ) -> str:
         """Compare with the newest entry of the step, and say what is not as it was."""
-        if missing:
-            return missing
         newest = self.store._newest(step.name)
         if newest is None:
             return "never ran"
@@ -2540,7 +2537,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
                         parts = reuse.parts(step, prints_here)
                         taken = {n: values[n] for n in step.needs if n in values}
                         shown = {n: _brief(v) for n, v in taken.items() if type(v) in _SCALARS}
-                        reason = reuse.why(step, parts, shown, missing=found)
+                        reason = found or reuse.why(step, parts, shown)
                         break
                     heads.append(found)
         except _Opaque as culprit:
@@ -3199,10 +3196,10 @@ class _Policy(NamedTuple):
     """How a pipeline runs its steps."""
 
     reuse: _Reuse
-    keep_going: bool = False
-    strict: bool = False
-    executor: Any = None
-    listeners: list[_Listener] = []  # noqa: RUF012 - of one run, given by it
+    keep_going: bool
+    strict: bool
+    executor: Any
+    listeners: list[_Listener]
 
 
 class _Loop:
@@ -3233,7 +3230,7 @@ class _Loop:
         self.locked: set[_Task] = set()
         self.fans: dict[str, _Fan] = {}
         # Of values in memory, until a step may have changed them: with the files that they name.
-        self.prints: dict[str, tuple[str, list[str]]] = {}
+        self.prints: dict[str, tuple[str, list[tuple[str, str]]]] = {}
         # How many steps, and targets, still need each value; inputs stay with the run.
         self.uses = Counter([*order.targets, *values])
         self.waiting: dict[str, set[str]] = {}
@@ -3442,9 +3439,9 @@ class _Loop:
         if step.cache and self.reused(task, args):  # at each try: a value may have changed since
             return
         task.attempts += 1
-        sent = self.pool is not None and not step.local and not step._is_async
         if task.job is None:
-            task.job = _Job(step, self.policy.strict, self.home, sent)
+            task.job = self.job(step)
+        sent = task.job.sent
         if self.policy.listeners and task.attempts == 1 and not task.checks:
             kind = "step submitted" if sent else "step started"
             self.emit(kind, step.name, task, reason=task.reason)
@@ -3476,6 +3473,10 @@ class _Loop:
         finally:
             del error, result  # or the traceback would hold this frame, and that the values
 
+    def job(self, step: Step) -> _Job:
+        sent = self.pool is not None and not step.local and not step._is_async
+        return _Job(step, self.policy.strict, self.home, sent)
+
     def fly(self, task: _Task, future: Any) -> None:
         self.flight[future] = task
         future.add_done_callback(self.done.put)
@@ -3485,14 +3486,15 @@ class _Loop:
         self.reuse.distrusted.add(bad.key)
         raise _Again from None
 
-    def fingerprint(self, name: str, value: Any) -> tuple[str, list[str]]:
-        """Give the fingerprint of a value, and the files it names; raises ``_Opaque``."""
+    def fingerprint(self, name: str, value: Any) -> tuple[str, list[tuple[str, str]]]:
+        """Give the fingerprint of a value, and the files it names as they were; or ``_Opaque``."""
         if isinstance(value, _Stored):
-            return value.fingerprint, [n[5:] for n in value.head.named if n.startswith("file ")]
+            named = value.head.named.items()
+            return value.fingerprint, [(n[5:], mark) for n, mark in named if n[:5] == "file "]
         if isinstance(value, _Lazy):
             return value.fingerprint, []
         if self.values.get(name) is not value:  # an element, or the default in place of a value
-            paths: list[str] = []
+            paths: list[tuple[str, str]] = []
             return _fingerprint(value, paths), paths
         if name not in self.prints:
             paths = []
@@ -3502,11 +3504,10 @@ class _Loop:
     def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
         """Look a cached step up; True if that settles it for now: a hit, or another runs it."""
         reuse, step = self.reuse, task.step
+        task.job = None  # of the try before, whose key may be another
         try:
             marks = {name: self.fingerprint(name, value) for name, value in args.items()}
             prints = {name: mark for name, (mark, _) in marks.items()}
-            paths = [path for _, named in marks.values() for path in named]
-            files = tuple([(path, _named_mark(f"file {path}")) for path in paths])
             key = reuse.key(step, prints)
         except _Opaque as culprit:
             task.reason = f"no fingerprint: {' -> '.join(culprit.path)}"
@@ -3527,13 +3528,12 @@ class _Loop:
             return True
         parts = reuse.parts(step, prints)
         shown = {n: _brief(v) for n, v in args.items() if type(v) in _SCALARS}
-        task.reason = reuse.why(step, parts, shown, missing=found)
+        task.reason = found or reuse.why(step, parts, shown)
+        files = tuple([pair for _, paths in marks.values() for pair in paths])
         outputs = dict.fromkeys(step.outputs, "")
         head = _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
-        sent = self.pool is not None and not step.local and not step._is_async
-        strict = self.policy.strict
         doubt = key in reuse.distrusted
-        task.job = _Job(step, strict, self.home, sent, reuse.store, head, files, doubt)
+        task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
 
     def unlock(self, task: _Task) -> None:

@@ -1866,6 +1866,51 @@ def test_a_retried_step_gets_its_arguments_as_they_were(
     assert Pipeline(rows, grow).run("grow")["grow"] == [1, 2]
 
 
+def test_a_file_that_changed_since_it_was_fingerprinted_keeps_nothing(tmp_path: Path) -> None:
+    """The step before has changed it: what the next one made of it is not of the old content."""
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    @step(cache=True)
+    def first(path: Path) -> str:
+        path.write_text("new")
+        return "done"
+
+    @step(cache=True)
+    def second(path: Path, first: str) -> str:
+        return path.read_text()
+
+    assert Pipeline(first, second).run("second", path=file)["second"] == "new"
+    file.write_text("old")
+    made = Pipeline(Step(lambda: "done", name="first"), second)
+    assert made.plan("second", path=file, first="done")["second"].status != "fresh"
+    assert made.run("second", path=file, first="done")["second"] == "old"
+
+
+def test_a_try_whose_argument_has_lost_its_fingerprint_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it waited, another step has put something into it that has none."""
+    monkeypatch.setenv("TRIES", "2")
+
+    @step
+    def rows() -> list[Any]:
+        return [1]
+
+    @step(cache=True, retries=1, retry_delay=0.05)
+    def size(rows: list[Any]) -> int:
+        fails_once()
+        return len(rows)
+
+    @step
+    def spoil(rows: list[Any]) -> None:
+        rows.append(threading.Lock())
+
+    made = Pipeline(rows, size, spoil)
+    assert made.run("size", "spoil")["size"] == 2
+    assert entries(made) == []
+
+
 def test_what_others_do_while_a_step_waits_for_its_next_try_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
