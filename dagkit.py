@@ -21,6 +21,7 @@ Steps       a function and its options become a frozen ``Step``
 Graph       steps become a networkx graph, or an error that names the culprit
 Order       graph, targets and given inputs become the steps to run, one after the other
 Cache       values and code become fingerprints, results become files
+Display     what is known of steps becomes text, a picture, a page
 Plan        what can be reused, and why the rest cannot
 Run record  what is known of a run: values, statuses, times, errors
 Events      what happens in a run, for those who listen
@@ -55,6 +56,7 @@ import time
 import types
 import typing
 import warnings
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import (
     Callable,
@@ -311,6 +313,17 @@ class _Brief(reprlib.Repr):
 
 _brief = _Brief()
 _brief.maxstring, _brief.maxother = 60, 80
+
+
+def _error_line(error: BaseException | str | None) -> str:
+    """``ValueError: the first line of its message``, or ""; what is such a line already stays."""
+    if error is None or isinstance(error, str):
+        return error or ""
+    try:
+        message = str(error).strip().splitlines()
+    except Exception as broken:  # a user's __str__
+        message = [f"<its message raises {type(broken).__name__}>"]
+    return f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
 
 
 ########################################################################################
@@ -951,6 +964,7 @@ class _Order(NamedTuple):
     """The steps that targets need, in topological order."""
 
     targets: tuple[str, ...]
+    named: bool  # whether targets were asked for; if not, all values are targets
     given: frozenset[str]
     steps: tuple[Step, ...]
     defaults: Mapping[str, Any]  # of the inputs that are needed and not given
@@ -987,7 +1001,7 @@ def _make_order(graph: _Graph, targets: Sequence[str], given: frozenset[str]) ->
         parts = step if step.outputs else None
         calls.append((step.name, step.function, step._takes, step._keywords, parts, drops))
     plain = not any(s._is_async or s.cache or s._over or s._poke is not None for s in steps)
-    return _Order(wanted, given, tuple(steps), defaults, calls[::-1], plain)
+    return _Order(wanted, bool(targets), given, tuple(steps), defaults, calls[::-1], plain)
 
 
 def _check_names(graph: _Graph, targets: Iterable[Any], given: Iterable[str]) -> None:
@@ -1781,6 +1795,11 @@ class _Head(NamedTuple):
     start: int = 0  # of the payload
     kept: bool = True  # False: the payload was pruned, the fingerprint still counts
 
+    @property
+    def size(self) -> int:
+        """The bytes of the payload."""
+        return sum(length for lengths, *_ in self.sections for length in lengths)
+
 
 def _padded(length: int) -> int:
     return length + -length % 64
@@ -2260,6 +2279,984 @@ class Store:
 
 
 ########################################################################################
+### Display
+########################################################################################
+
+
+class _Look(NamedTuple):
+    """How a status looks; each can be told by colour, glyph, border and word alone."""
+
+    glyph: str
+    ascii: str
+    ansi: str  # colour of a terminal
+    light: str
+    dark: str
+    dashes: str
+    width: float  # of the border, px
+    path: str  # the glyph as SVG, in a box of 12 x 12 px
+
+
+_CHECK, _RING = "M2 6.5l3 3 5-6.5", "M10 6a4 4 0 1 1-8 0 4 4 0 1 1 8 0z"
+_GREY = ("90", "#6f747d", "#8b919a")
+# The colours keep a contrast of 4.5 : 1, and differ also for people who see fewer of them.
+_LOOKS = {
+    "fresh": _Look("✓", "=", "34", "#0936cf", "#658cf2", "", 1.6, _CHECK),
+    "stale": _Look(
+        "↻", "~", "33", "#926b0e", "#fec845", "5 3", 1.6, "M10 6a4 4 0 1 1-1.6-3.2M9.2.6v2.6H6.6"
+    ),
+    "new": _Look("○", "o", *_GREY, "2 3", 1.6, _RING),
+    "waiting": _Look("○", "o", *_GREY, "2 3", 1.6, _RING),
+    "running": _Look("▶", ">", "39", "#1b1f24", "#e8eaed", "", 2.4, "M3.5 2v8l6.5-4z"),
+    "ran": _Look("■", "+", "32", "#187456", "#3fdea6", "", 1.6, "M1 1h10v10H1zM3.5 6l1.8 2 3-3.8"),
+    "cached": _Look("✓", "=", "34", "#0936cf", "#658cf2", "", 1.6, _CHECK),
+    "failed": _Look("✗", "x", "31", "#8c1a1f", "#fa3849", "", 2.4, "M2.5 2.5l7 7M9.5 2.5l-7 7"),
+    "skipped": _Look("⊘", "-", *_GREY, "6 3 1 3", 1.6, _RING + "M3.2 8.8l5.6-5.6"),
+}
+_MOST_NODES = 300  # in a picture; above that a table says more
+_PER_CONSUMER = 8  # dependents from which on an input gets a pill at each of them
+_PAGE_WIDTH = 840  # px that a notebook has for a picture
+_SMALLEST = 0.7  # factor down to which a picture is shrunk to that width
+
+
+class _StepState(NamedTuple):
+    """What is known of one step: what a run would do with it, does, or has done."""
+
+    name: str
+    status: str  # one of those above
+    seconds: float = 0.0  # of the last try, without the waiting between tries
+    reason: str = ""  # why it runs or ran although it is cached, or why it was skipped
+    attempts: int = 1
+    error: BaseException | str | None = None
+    saved: float = 0.0  # seconds that reusing it saves
+    fingerprint: str = ""  # of the value of a cached step
+    elements: int | None = None  # of a mapped step
+    size: int | None = None  # bytes of the entry in the store
+
+
+class _Scene(NamedTuple):
+    """All that is shown of a pipeline, a plan or a run; text, picture and page are made of it."""
+
+    title: str
+    graph: _Graph
+    states: Mapping[str, _StepState] | None = None  # of the steps that are needed; None: structure
+    targets: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
+    inputs: Mapping[str, Any] = {}  # name -> value or default
+    seconds: float | None = None
+    fault: str = ""  # why there is no graph to show
+    near: frozenset[str] | None = None  # names of the neighbourhood that was asked for
+
+    def steps(self) -> list[Step]:
+        """List the steps of a table, in topological order."""
+        graph, near = self.graph, self.near
+        if self.states is None:
+            shown = _sort(graph, tuple(graph.steps), set())[0]
+        else:
+            shown = [graph.steps[name] for name in self.states]
+        return [step for step in shown if near is None or step.name in near]
+
+    def counts(self) -> str:
+        """Count the statuses that occur: ``2 fresh, 1 new``."""
+        counts = Counter[str](state.status for state in (self.states or {}).values())
+        return ", ".join(f"{counts[status]} {status}" for status in _LOOKS if counts[status])
+
+    def heading(self) -> list[str]:
+        """Count, in words: steps and inputs; statuses; the time, and what the cache saved."""
+        if self.fault:
+            return []
+        steps = self.steps()
+        taken = {need for step in steps for need in step.needs}
+        inputs = [name for name in self.graph.inputs if name in taken]
+        told = [f"{_counted(len(steps), 'step')}, {_counted(len(inputs), 'input')}", self.counts()]
+        if self.seconds is not None:
+            saved = sum(state.saved for state in (self.states or {}).values())
+            told.append(_duration(self.seconds))
+            told.append(f"saved {_duration(saved)}" if saved else "")
+        return [*filter(None, told)]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _duration(seconds: float) -> str:
+    """Write a time for people: ``3 ms``, ``0.4 s``, ``8.2 s``, ``1 min 03 s``, ``2 h 05 min``."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _told(state: _StepState, *, short: bool = False) -> str:
+    """Say of a step what its status leaves open: the time, the reason, the error."""
+    took, error = _duration(state.seconds), _error_line(state.error)
+    match state.status:
+        case "fresh":
+            return f"saves {_duration(state.saved)}"
+        case "cached":
+            return "cached, " * short + f"saved {_duration(state.saved)}"
+        case "ran":
+            tries = f"in {state.attempts} tries" * (state.attempts > 1)
+            return took if short else "   ".join(filter(None, [took, tries, state.reason]))
+        case "failed":
+            return error.partition(":")[0] if short else f"{took}   {error}"
+    return state.reason
+
+
+# What XML cannot hold, a terminal would obey, or would turn the direction of the text around it.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def _escaped(text: str) -> str:
+    """Make a text safe as content and as an attribute of HTML and SVG."""
+    import html
+
+    return html.escape(_printable(text), quote=True)
+
+
+def _cells(text: str) -> int:
+    """Count the columns that a text takes in a monospaced font."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def _cut(text: str, cells: int, *, ends: bool = False) -> str:
+    """Shorten a text that takes more columns than there are; with ``ends`` keep both its ends."""
+    text = " ".join(text.split())
+    if _cells(text) <= cells:
+        return text
+    keep = max(1, cells - 1) * len(text) // _cells(text)  # of wide letters fewer fit
+    last = keep // 3 if ends else 0
+    return text[: keep - last] + "…" + text[len(text) - last :]
+
+
+def _rows(scene: _Scene) -> list[list[str]]:
+    """Say of each step: its name, what it needs; its status, and what there is to say of that."""
+    rows = []
+    for step in scene.steps():
+        row = [step.name, ", ".join(step.needs)]
+        if scene.states is not None:
+            state = scene.states[step.name]
+            where = f"   ({_place(step.function)})" if state.status == "failed" else ""
+            row += [f"{_LOOKS[state.status].glyph} {state.status}", _told(state) + where]
+        rows.append([_printable(text) for text in row])
+    return rows
+
+
+def _table(scene: _Scene, *, columns: int | None = None, ascii: bool = False) -> str:
+    """Write a scene as lines of text; what does not fit into ``columns`` is cut off the notes."""
+    lines = [" · ".join([scene.title, *scene.heading()])]
+    rows = _rows(scene)
+    widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        *before, last = [x + " " * (w - _cells(x)) for x, w in zip(row, widths, strict=True)]
+        line = "  " + "   ".join([*before, ""])
+        if columns and scene.states is not None:
+            last = _cut(last, max(8, columns - _cells(line)))
+        lines.append((line + last).rstrip())
+    lines += ["  " + line for line in scene.fault.splitlines()]
+    text = "\n".join(lines)
+    return _in_ascii(text) if ascii else text
+
+
+def _in_ascii(text: str) -> str:
+    plain = {look.glyph: look.ascii for look in _LOOKS.values()}
+    plain |= {"·": "-", "…": "~", "→": ">", "×": "x"}
+    table = {ord(letter): other for letter, other in plain.items()}
+    return text.translate(table).encode("ascii", "replace").decode()
+
+
+# --- the layout: boxes and edges become places and routes
+
+
+_Rows = list[list[int]]
+
+
+class _Ranks(NamedTuple):
+    """A layout before it has sizes. Boxes and bends are numbers; the boxes have the first ones."""
+
+    rows: _Rows  # the ranks, each in its order
+    up: _Rows  # number -> its neighbours in the rank before
+    down: _Rows  # number -> its neighbours in the rank after
+    trails: dict[tuple[str, str], list[int]]  # edge -> producer, bends, consumer
+
+
+class _Layout(NamedTuple):
+    """Where boxes and edges lie, in px."""
+
+    places: dict[str, tuple[float, float]]  # node -> centre
+    routes: dict[tuple[str, str], list[tuple[float, float]]]  # edge -> see _placed
+    width: float
+    height: float
+
+
+def _ranked(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> _Ranks:
+    """Rank the nodes of a DAG and order each rank: the half of a layout that needs no sizes.
+
+    An edge has a bend in each rank that it passes; all edges of one producer share it. The passes
+    are those of Gansner, Koutsofios, North and Vo, "A technique for drawing directed graphs"
+    (1993), except that nodes are sifted where they swap neighbours.
+    """
+    rank = _find_ranks(nodes, edges)
+    # A box or bend is at first a pair: whose it is, and in which rank.
+    trails = {
+        (a, b): [*((a, at) for at in range(rank[a], rank[b])), (b, rank[b])] for a, b in edges
+    }
+    boxes = [(node, rank[node]) for node in nodes]
+    pairs = dict.fromkeys([*boxes, *(pair for trail in trails.values() for pair in trail)])
+    number = {pair: index for index, pair in enumerate(pairs)}
+    numbers = {edge: [number[pair] for pair in trail] for edge, trail in trails.items()}
+    rows: _Rows = [[] for _ in range(max(rank.values(), default=-1) + 1)]
+    for (_, at), index in number.items():
+        rows[at].append(index)
+    up: _Rows = [[] for _ in pairs]
+    down: _Rows = [[] for _ in pairs]
+    for a, b in dict.fromkeys(
+        link for trail in numbers.values() for link in itertools.pairwise(trail)
+    ):
+        down[a].append(b)
+        up[b].append(a)
+    return _Ranks(_order(rows, up, down), up, down, numbers)
+
+
+def _find_ranks(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Return node -> rank, such that the edges together span as few ranks as possible."""
+    import networkx as nx
+
+    network: nx.DiGraph[str] = nx.DiGraph()
+    network.add_nodes_from(["", *nodes])
+    network.add_edges_from(edges, weight=-1)
+    for node, degree in network.in_degree():
+        network.nodes[node]["demand"] = degree - network.out_degree(node)
+    network.add_edges_from((("", node) for node in nodes), weight=0)  # "" stands above them all
+    flow = nx.network_simplex(network)[1]
+    # The ranks are the dual of this flow: an edge in which something flows spans just one.
+    network.add_edges_from(((b, a) for a, b in edges if flow[a][b]), weight=1)
+    paths = nx.single_source_bellman_ford_path_length(network, "")
+    return {node: -int(paths[node]) for node in nodes}
+
+
+def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
+    """Return the rows, each in an order such that few edges cross."""
+    place = [float(node) for node in range(len(up))]
+    free = [0.0] * len(up)
+    best, fewest, stale = rows, -1, 0
+    for sweep in range(14):
+        near, far, way = (down, up, rows[::-1]) if sweep % 2 else (up, down, rows)
+        for row in way:
+            means = {node: _mean(place, near[node] or far[node] or [node]) for node in row}
+            row.sort(key=means.__getitem__)
+            _note(row, place)
+        for _ in range(2 if _count_crossings(rows, up, place) else 0):
+            for row in rows:
+                _sift(row, up, down, place, free)
+        count = _count_crossings(rows, up, place)
+        stale += 1
+        if count < fewest or fewest < 0:
+            best, fewest, stale = [list(row) for row in rows], count, 0
+        if stale == 5 or not fewest:
+            break
+    # What crossings do not settle, sifting has stirred: now it goes to its neighbours, and
+    # siblings go back into the order of their numbers, that is of their declaration.
+    for row in best:
+        _note(row, place)
+    wishes = [
+        _mean(place, up[node] + down[node] or [node]) + 1e-9 * node for node in range(len(up))
+    ]
+    for row in best:
+        _sift(row, up, down, place, wishes)
+    return best
+
+
+def _note(row: list[int], place: list[float]) -> None:
+    for index, node in enumerate(row):
+        place[node] = (index + 0.5) / len(row)
+
+
+def _mean(place: list[float], nodes: list[int]) -> float:
+    return sum([place[node] for node in nodes]) / len(nodes)
+
+
+def _count_crossings(rows: _Rows, up: _Rows, place: list[float]) -> int:
+    count = 0
+    for row in rows:
+        ends: list[float] = []
+        for _, end in sorted([(place[other], place[node]) for node in row for other in up[node]]):
+            count += len(ends) - bisect_right(ends, end)
+            insort(ends, end)
+    return count
+
+
+def _sift(row: list[int], up: _Rows, down: _Rows, place: list[float], wish: list[float]) -> None:
+    """Move each node to the place in its row where it crosses least.
+
+    Among equals it goes by the wishes. If these are equal too, it takes the first place: this
+    stirs the order, so that the next sweep finds something new.
+    """
+    above = {node: sorted([place[other] for other in up[node]]) for node in row}
+    below = {node: sorted([place[other] for other in down[node]]) for node in row}
+    for node in list(row):
+        row.remove(node)
+        costs = [0.0]
+        for other in row:
+            gain = _gain(above[node], above[other]) + _gain(below[node], below[other])
+            costs.append(costs[-1] - gain + (1e-6 if wish[node] <= wish[other] else -1e-6))
+        row.insert(costs.index(min(costs)), node)
+    _note(row, place)
+
+
+def _gain(left: list[float], right: list[float]) -> int:
+    """Return how many crossings go if nodes with neighbours at these places change sides."""
+    return sum([bisect_left(right, end) + bisect_right(right, end) - len(right) for end in left])
+
+
+def _placed(
+    ranks: _Ranks,
+    sizes: Mapping[str, tuple[float, float]],
+    *,
+    across: bool = False,
+    light: Collection[str] = (),
+) -> _Layout:
+    """Give each box its place and each edge its route, from the top down or ``across``.
+
+    A route goes from border to border, straight within the band of each rank. Between the bands,
+    that is from its 2nd to its 3rd point, from the 4th to the 5th and so on, draw a curve that
+    starts and ends along the flow: then it crosses no box. Nodes that are ``light``, such as
+    small inputs, follow their neighbours rather than pull them.
+    """
+
+    def point(x: float, y: float) -> tuple[float, float]:
+        return (y, x) if across else (x, y)
+
+    bends = len(ranks.up) - len(sizes)
+    boxes = [point(*size) for size in sizes.values()] + [(0.0, 0.0)] * bends
+    heft = [0.25 if node in light else 1.0 for node in sizes] + [3.0] * bends
+    x, right = _align(ranks, [width for width, _ in boxes], heft)
+    band = [(0.0, 0.0)] * len(boxes)
+    bottom = 8.0
+    for index, row in enumerate(ranks.rows):
+        # Curves that go far aside get more room, else they would lie flat on the boxes.
+        aside = max((abs(x[node] - x[n]) for node in row for n in ranks.up[node]), default=0.0)
+        top = bottom + (min(max(40.0, aside / 6), 80.0) if index else 0.0)
+        bottom = top + max(boxes[node][1] for node in row)
+        for node in row:
+            band[node] = (top, bottom)
+    middle = [(top + bottom) / 2 for top, bottom in band]
+    routes = {}
+    for edge, trail in ranks.trails.items():
+        a, b = trail[0], trail[-1]
+        spans = [band[node] for node in trail]
+        spans[0] = (middle[a] + boxes[a][1] / 2, band[a][1])
+        spans[-1] = (band[b][0], middle[b] - boxes[b][1] / 2)
+        routes[edge] = [
+            point(x[node], y) for node, ys in zip(trail, spans, strict=True) for y in ys
+        ]
+    places = {node: point(x[index], middle[index]) for index, node in enumerate(sizes)}
+    return _Layout(places, routes, *point(right + 8.0, bottom + 8.0))
+
+
+def _align(ranks: _Ranks, widths: list[float], heft: list[float]) -> tuple[list[float], float]:
+    """Return number -> centre, near those of its neighbours, and where the last box ends.
+
+    The gaps are 24 px between boxes, 12 beside bends. A round goes through the ranks, down or up,
+    and puts each where it is best for given places in the others.
+    """
+    x = [0.0] * len(widths)
+    slots = []  # of each rank: centres side by side
+    for row in ranks.rows:
+        gaps = [
+            (widths[a] + widths[b]) / 2 + (24 if widths[a] and widths[b] else 12)
+            for a, b in itertools.pairwise(row)
+        ]
+        slots.append(list(itertools.accumulate(gaps, initial=0.0)))
+        for node, centre in zip(row, slots[-1], strict=True):
+            x[node] = centre - slots[-1][-1] / 2
+    for turn in range(28):
+        near, far, step = (ranks.down, ranks.up, -1) if turn % 2 else (ranks.up, ranks.down, 1)
+        # Neighbours beyond the reach hardly pull. As it shrinks, what is almost straight becomes
+        # straight; least squares alone leave small kinks everywhere.
+        reach = 100 * 0.8**turn
+        for row, slot in list(zip(ranks.rows, slots, strict=True))[::step]:
+            wishes, weights = [], []
+            for node in row:
+                # One-sided rounds carry a shift through the whole graph, the others balance it.
+                around = near[node] + far[node] if turn % 4 > 1 else near[node] or far[node]
+                weight = 1e-3
+                moment = weight * x[node]
+                for other in around:
+                    distance = abs(x[other] - x[node]) / reach
+                    pull = heft[node] * heft[other] / (1 + distance * distance * distance)
+                    weight += pull
+                    moment += pull * x[other]
+                wishes.append(moment / weight)
+                weights.append(weight)
+            for node, place in zip(row, _spread(wishes, weights, slot), strict=True):
+                x[node] = place
+    left = min((place - width / 2 for place, width in zip(x, widths, strict=True)), default=8.0) - 8
+    x = [place - left for place in x]
+    return x, max((place + width / 2 for place, width in zip(x, widths, strict=True)), default=8.0)
+
+
+def _spread(wishes: list[float], weights: list[float], slots: list[float]) -> list[float]:
+    """Return the places nearest to the wishes, by weighted squares, as far apart as the slots.
+
+    This is isotonic regression: neighbours that would come too near are pooled.
+    """
+    pools: list[tuple[float, float, int]] = []  # distance from the slots, weight, members
+    for wish, weight, slot in zip(wishes, weights, slots, strict=True):
+        mean, members = wish - slot, 1
+        while pools and pools[-1][0] >= mean:
+            other, more, others = pools.pop()
+            mean = (mean * weight + other * more) / (weight + more)
+            weight, members = weight + more, members + others
+        pools.append((mean, weight, members))
+    means = [mean for mean, _, members in pools for _ in range(members)]
+    return [mean + slot for mean, slot in zip(means, slots, strict=True)]
+
+
+# --- the picture
+
+
+class _Box(NamedTuple):
+    """A box of the picture: a step, or the pill of an input (``step`` is None)."""
+
+    label: str
+    note: str
+    step: Step | None
+    width: float
+    height: float
+
+
+def _boxes(scene: _Scene) -> tuple[dict[str, _Box], dict[tuple[str, str], bool]]:
+    """Make the boxes, in the order of declaration, and the edges: True for those that matter."""
+    graph, states, near = scene.graph, scene.states, scene.near
+    shown = [step for step in graph.steps.values() if near is None or step.name in near]
+    uses = Counter(need for step in shown for need in step.needs)
+    boxes: dict[str, _Box] = {}
+    edges: dict[tuple[str, str], bool] = {}
+    for step in shown:
+        for need in step.needs:
+            maker = graph.makers.get(need)
+            source = maker.name if maker else need
+            if near is not None and source not in near:
+                continue
+            if maker is None:
+                source += f" {step.name}" * (uses[need] > _PER_CONSUMER)
+                label = _cut(need, 24, ends=True)
+                boxes.setdefault(source, _Box(label, "", None, 18 + 6.4 * _cells(label), 22))
+            edges[source, step.name] = states is None or step.name in states
+        boxes[step.name] = _step_box(step, scene)
+    return boxes, edges
+
+
+def _step_box(step: Step, scene: _Scene) -> _Box:
+    state = (scene.states or {}).get(step.name)
+    note = ", ".join(step.outputs) if scene.states is None else ""
+    note, cells = "given" if step.name in scene.given else note, 42
+    if state is not None:
+        note = _told(state, short=True)
+        if state.status not in ("fresh", "stale", "new"):
+            cells = 19  # of whatever is still to come: the layout of a live picture never changes
+    label = _cut(step.name, 29, ends=True)
+    wide = 7.3 * _cells(label) + (36 if state else 20) + 30 * bool(step._over)
+    wide = max(92, wide, 6.1 * (cells if cells == 19 else min(cells, _cells(note))) + 20)
+    note = _cut(note, max(cells, int((wide - 20) / 6.1)))
+    return _Box(label, note, step, min(math.ceil(wide), 280), 40 if note or state else 30)
+
+
+@functools.lru_cache(4)  # the frames of a live picture have one layout
+def _laid_out(
+    boxes: tuple[tuple[str, float, float, bool], ...], edges: tuple[tuple[str, str], ...]
+) -> tuple[bool, _Layout]:
+    """Lay boxes out downwards or to the right (True): whichever has to be shrunk less."""
+    sizes = {name: (width, height) for name, width, height, _ in boxes}
+    light = {name for name, _, _, is_input in boxes if is_input}
+    ranks = _ranked(sizes, edges)
+    layouts = [_placed(ranks, sizes, across=across, light=light) for across in (False, True)]
+    across = max(_PAGE_WIDTH, layouts[1].width) < max(_PAGE_WIDTH, layouts[0].width)
+    places, routes, width, height = layouts[across]
+    # To a tenth of a pixel: short texts, and no kinks that nobody sees.
+    places = {name: (round(x, 1), round(y, 1)) for name, (x, y) in places.items()}
+    routes = {edge: [(round(x, 1), round(y, 1)) for x, y in way] for edge, way in routes.items()}
+    return across, _Layout(places, routes, width, height)
+
+
+def _svg(scene: _Scene, *, heading: bool = True, links: bool = False) -> str:
+    """Draw a scene; with ``links`` each box leads to the part of the page about its step."""
+    boxes, edges = _boxes(scene)
+    across, layout = _laid_out(
+        tuple((name, box.width, box.height, box.step is None) for name, box in boxes.items()),
+        tuple(edges),
+    )
+    head, head_width = _svg_heading(scene, heading=heading)
+    width, top = max(layout.width, head_width), 30 if head else 0
+    height = layout.height + top
+    longest = max((state.seconds for state in (scene.states or {}).values()), default=0.0)
+    parts = _svg_edges(layout, edges, across=across)
+    for name, box in boxes.items():
+        x, y = layout.places[name]
+        parts.append(_svg_box(scene, box, x - box.width / 2, y - box.height / 2, longest, links))
+    drawn = "\n".join(parts)
+    dark = "".join(
+        f".{status}{{stroke:{look.dark}}}.{status}-f{{fill:{look.dark}}}"
+        for status, look in _LOOKS.items()
+        if any(state.status == status for state in (scene.states or {}).values())
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" '
+        'font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,monospace">\n'
+        f"<style>@media (prefers-color-scheme:dark){{{_DARK}{dark}}}</style>\n"
+        f'<rect class="p" width="100%" height="100%" fill="#ffffff"/>\n{head}'
+        f'<g transform="translate(0 {top})">\n{drawn}\n</g>\n</svg>\n'
+    )
+
+
+# The dark colours of page, text, small text, edges, arrowheads, and boxes without a status.
+_DARK = (
+    ".p{fill:#1b1e23}.t{fill:#e8eaed}.s{fill:#a9b0ba}.e{stroke:#7d8590}.a{fill:#7d8590}"
+    ".n{stroke:#a9b0ba}.n-f{fill:#a9b0ba}"
+)
+
+
+def _svg_text(x: float, y: float, text: str, more: str = "") -> str:
+    more = more or 'class="t" fill="#1b1f24" font-size="12"'
+    return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{_escaped(text)}</text>'
+
+
+def _svg_glyph(status: str, x: float, y: float) -> str:
+    look = _LOOKS[status]
+    return (
+        f'<path class="{status}" transform="translate({x:.0f} {y:.0f})" d="{look.path}" '
+        f'fill="none" stroke="{look.light}" stroke-width="1.6"/>'
+    )
+
+
+def _svg_heading(scene: _Scene, *, heading: bool) -> tuple[str, float]:
+    """Write the head line, or only its legend: the statuses that occur, with their looks."""
+    parts, x = list[str](), 12.0
+
+    def write(text: str, more: str = "") -> None:
+        nonlocal x
+        parts.append(_svg_text(x, 20, text, more))
+        x += 7.3 * _cells(text)
+
+    told = scene.heading()
+    if heading:
+        write(scene.title, 'class="t" fill="#1b1f24" font-size="12" font-weight="bold"')
+        x += 7.3
+        write(f"· {told[0]}")
+        x += 16
+    counts = Counter[str](state.status for state in (scene.states or {}).values())
+    for status, look in _LOOKS.items():
+        if counts[status]:
+            parts.append(_svg_glyph(status, x, 10))
+            x += 17
+            write(
+                f"{counts[status]} {status}",
+                f'class="{status}-f" fill="{look.light}" font-size="12"',
+            )
+            x += 16
+    if heading and scene.seconds is not None:
+        write(" · ".join(told[2:]))
+    return "".join(f"{part}\n" for part in parts), x + 12 if parts else 0.0
+
+
+def _svg_edges(
+    layout: _Layout, edges: Mapping[tuple[str, str], bool], *, across: bool
+) -> list[str]:
+    """Draw what routes share once: a curve where they change their lane, else a straight line."""
+    lanes: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for edge, points in layout.routes.items():
+        for (x, y), (u, v) in itertools.pairwise(points):
+            start, end, lane = f"M{x:g} {y:g}", f"{u:g} {v:g}", lanes[edges[edge]]
+            if (y == v) if across else (x == u):
+                lane[f"{start}L{end}"] = None
+            elif across:
+                lane[f"{start}C{(x + u) / 2:g} {y:g} {(x + u) / 2:g} {v:g} {end}"] = None
+            else:
+                lane[f"{start}C{x:g} {(y + v) / 2:g} {u:g} {(y + v) / 2:g} {end}"] = None
+    tip = "l-6-3.5v7z" if across else "l-3.5-6h7z"
+    drawn = []
+    for matters, lane in lanes.items():
+        tips = [points[-1] for edge, points in layout.routes.items() if edges[edge] == matters]
+        heads = dict.fromkeys(f"M{x:g} {y:g}{tip}" for x, y in tips)
+        if lane:
+            drawn.append(
+                f'<g{_faded(matters)}><path class="e" d="{"".join(lane)}" fill="none" '
+                f'stroke="#8a919c"/><path class="a" d="{"".join(heads)}" fill="#8a919c"/></g>'
+            )
+    return drawn
+
+
+def _faded(matters: bool) -> str:
+    return "" if matters else ' opacity=".45"'
+
+
+def _svg_box(scene: _Scene, box: _Box, x: float, y: float, longest: float, links: bool) -> str:
+    """Draw the pill of an input; or a step with its status, and its share of the longest time."""
+    step, w, h = box.step, box.width, box.height
+    small = 'class="s" fill="#5c636e" font-size="10"'
+
+    def outline(inset: float, radius: float, paint: str) -> str:
+        return (
+            f'<rect x="{x + inset:g}" y="{y + inset:g}" width="{w - 2 * inset:g}" '
+            f'height="{h - 2 * inset:g}" rx="{radius:g}" {paint}/>'
+        )
+
+    if step is None:
+        paint = 'class="n p" fill="#ffffff" stroke="#8a919c"'
+        text = 'class="s" fill="#5c636e" font-size="10.5" text-anchor="middle"'
+        return outline(0, 11, paint) + _svg_text(x + w / 2, y + 14.5, box.label, text)
+    state = (scene.states or {}).get(step.name)
+    name, look = (state.status, _LOOKS[state.status]) if state else ("n", None)
+    colour, width = (look.light, look.width) if look else ("#5c636e", 1.3)
+    dashes = f' stroke-dasharray="{look.dashes}"' if look and look.dashes else ""
+    line = f'stroke="{colour}" stroke-width="{width:g}"{dashes}'
+    parts = []
+    for shift in (6, 3) if step._over else ():  # a stack, for the elements of a mapped step
+        edge = f"M{x + shift + 6:g} {y + h + shift:g}h{w - 12:g}q6 0 6-6v{12 - h:g}"
+        parts.append(f'<path class="{name}" d="{edge}" fill="none" {line}/>')
+    if step.name in scene.targets or not scene.targets.isdisjoint(step.outputs):
+        parts.append(outline(-3.5, 9, f'class="{name}" fill="none" stroke="{colour}"'))
+    parts.append(outline(0, 6, 'class="p" fill="#ffffff"'))
+    paint = f'class="{name} {name}-f" fill="{colour}" fill-opacity=".07" {line}'
+    parts.append(outline(0, 6, paint))
+    at, base = x + (28 if state else 10), y + (17 if h > 30 else 19)
+    bold = 'class="t" fill="#1b1f24" font-size="12" font-weight="bold"'
+    parts.append(_svg_text(at, base, box.label, bold))
+    if state:
+        parts.append(_svg_glyph(name, x + 10, base - 10))
+    if state and state.elements is not None:
+        count = f"×{state.elements}"
+        parts.append(_svg_text(x + w - 8, base, count, f'{small} text-anchor="end"'))
+    if box.note:
+        parts.append(_svg_text(x + 10, y + 32, box.note, small))
+    if state and state.seconds and longest and state.status in ("ran", "failed"):
+        share = (w - 12) * state.seconds / longest
+        bar = f'x="{x + 6:g}" y="{y + h - 4:g}" width="{share:.1f}" height="2.5"'
+        parts.append(f'<rect class="{name}-f" {bar} fill="{colour}"/>')
+    drawn = f"<g{_faded(scene.states is None or state is not None)}>{''.join(parts)}</g>"
+    return f'<a href="#{_anchor(step.name)}">{drawn}</a>' if links else drawn
+
+
+def _anchor(name: str) -> str:
+    import urllib.parse
+
+    return urllib.parse.quote(name)
+
+
+def _mermaid(scene: _Scene) -> str:
+    """Write a scene as Mermaid, which GitHub draws in Markdown."""
+    boxes, edges = _boxes(scene)
+    ids = {name: f"n{number}" for number, name in enumerate(boxes)}
+    lines = ["flowchart TD"]
+
+    def quoted(text: str) -> str:
+        text = _printable(text)
+        return re.sub(r"[^\w\s.,:()×→…-]", lambda found: f"#{ord(found[0])};", text)
+
+    used = dict[str, None]()
+    for name, box in boxes.items():
+        state = (scene.states or {}).get(name)
+        label = "<br/>".join(map(quoted, filter(None, (box.label, box.note))))
+        left, right = '(["', '"])'
+        if box.step is not None:
+            left, right = ('[["', '"]]') if box.step._over else ('["', '"]')
+        lines.append(f"  {ids[name]}{left}{label}{right}" + (f":::{state.status}" if state else ""))
+        if state:
+            used[state.status] = None
+    lines += [f"  {ids[one]} --> {ids[other]}" for one, other in edges]
+    for status in used:
+        look = _LOOKS[status]
+        dashes = f",stroke-dasharray:{look.dashes}" if look.dashes else ""
+        lines.append(f"  classDef {status} stroke:{look.light},stroke-width:{look.width}px{dashes}")
+    return "\n".join(lines) + "\n"
+
+
+# --- pages
+
+
+def _drawn(scene: _Scene, **options: bool) -> tuple[str, str]:
+    """Return the picture, or else a line that says why there is none."""
+    count = len(scene.graph.steps) + len(scene.graph.inputs) if scene.near is None else 0
+    if scene.fault:
+        return "", ""
+    if count > _MOST_NODES:
+        return "", f"{count} names are too many for one picture: .show(around='name', hops=2)"
+    try:
+        return _svg(scene, **options), ""
+    except Exception as error:  # a fault of the drawing must not hide what there is to say
+        return "", f"no picture: {_error_line(error)}"
+
+
+def _html(scene: _Scene) -> str:
+    """Write the fragment that a notebook shows: head line, picture, table; no script, no id."""
+    svg, fault = _drawn(scene, heading=False)
+    parts = [f"<p><b>{_escaped(scene.title)}</b> · {_escaped(' · '.join(scene.heading()))}</p>"]
+    if svg:
+        import base64
+
+        size = re.search(r'width="(\d+)"', svg)
+        width = int(size[1]) if size else _PAGE_WIDTH
+        shrunk = min(width, max(_PAGE_WIDTH, round(_SMALLEST * width)))
+        data = base64.b64encode(svg.encode()).decode()
+        parts.append(
+            f'<div style="overflow-x:auto"><img alt="{_escaped(_alt(scene))}" width="{shrunk}" '
+            f'style="max-width:none" src="data:image/svg+xml;base64,{data}"></div>'
+        )
+    parts += [f"<pre>{_escaped(text)}</pre>" for text in (fault, scene.fault) if text]
+    rows = [
+        "<tr>" + "".join(f'<td style="text-align:left">{_escaped(x)}</td>' for x in row) + "</tr>"
+        for row in _rows(scene)
+    ]
+    summary = _counted(len(rows), "step")
+    if rows:
+        is_open = " open" * (not svg)
+        parts.append(
+            f"<details{is_open}><summary>{summary}</summary><table>{''.join(rows)}</table></details>"
+        )
+    return f'<div class="dagkit">{"".join(parts)}</div>'
+
+
+def _alt(scene: _Scene) -> str:
+    """Say in a line what the picture shows, for those who do not see it."""
+    names = [step.name for step in scene.steps()]
+    told = f"Pipeline {scene.title}: {' → '.join(names[:8])}{' → …' * (len(names) > 8)}"
+    for status in ("failed", "stale", "new"):
+        those = [s.name for s in (scene.states or {}).values() if s.status == status]
+        told += f"; {len(those)} {status}: {', '.join(those[:8])}" * bool(those)
+    return told
+
+
+_PAGE_STYLE = (
+    "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1100px;"
+    "background:#fff;color:#1b1f24}pre,code,summary{font-family:ui-monospace,monospace}"
+    "pre{overflow-x:auto;background:#f4f5f7;padding:.6em}dt{float:left;clear:left;width:7em;"
+    "color:#5c636e}dd{margin-left:8em;white-space:pre-wrap}.picture{overflow-x:auto}"
+    "details{border-top:1px solid #8a919c;padding:.4em 0}td{padding-right:2em}"
+    ":target{outline:2px solid #0936cf;outline-offset:4px}a{color:#0936cf}"
+    "@media (prefers-color-scheme:dark){body{background:#1b1e23;color:#e8eaed}"
+    "pre{background:#262a31}dt{color:#a9b0ba}a{color:#658cf2}:target{outline-color:#658cf2}}"
+    "@media print{details::details-content{content-visibility:visible;height:auto}}"
+)
+
+
+def _page(scene: _Scene) -> str:
+    """Write a page of its own: the picture, and below it all that is known of each step."""
+    svg, fault = _drawn(scene, heading=False, links=True)
+    steps = scene.steps()
+    room = max(600, 240_000 // max(1, len(steps)))  # characters of source, for half a megabyte
+    shown = [f"<h1>{_escaped(scene.title)}</h1>", f"<p>{_escaped(' · '.join(scene.heading()))}</p>"]
+    shown.append(f'<div class="picture">{svg}</div>' if svg else "")
+    shown += [f"<pre>{_escaped(text)}</pre>" for text in (fault, scene.fault) if text]
+    shown += [_page_step(scene, step, room) for step in steps]
+    rows = "".join(
+        f'<tr id="{_escaped(name)}"><td>{_escaped(name)}</td><td><code>'
+        f"{'required' if value is _REQUIRED else _escaped(_brief(value))}</code></td></tr>"
+        for name, value in scene.inputs.items()
+    )
+    shown.append(f"<h2>Inputs</h2><table>{rows}</table>" if rows else "")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{_escaped(scene.title)}</title>"
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+        '<meta name="viewport" content="width=device-width">'
+        f'<meta name="color-scheme" content="light dark"><style>{_PAGE_STYLE}</style></head>\n'
+        "<body>" + "\n".join(filter(None, shown)) + "</body></html>\n"
+    )
+
+
+def _page_step(scene: _Scene, step: Step, room: int) -> str:
+    """Write what is known of a step; a link to its name opens it."""
+    graph, state = scene.graph, (scene.states or {}).get(step.name)
+
+    def linked(names: Iterable[str]) -> str:
+        makers = {name: graph.makers[name].name if name in graph.makers else name for name in names}
+        return ", ".join(f'<a href="#{_anchor(m)}">{_escaped(n)}</a>' for n, m in makers.items())
+
+    used = [s.name for s in graph.steps.values() if not set(step.values).isdisjoint(s.needs)]
+    inner = _innermost(step.function)
+    facts = {"defined": _escaped(step.definition), "needs": linked(step.needs)}
+    facts |= {"makes": _escaped(", ".join(step.values)), "used by": linked(used)}
+    title, blocks = _escaped(step.name), [inspect.getdoc(inner) or ""]
+    if state:
+        title = f"{_LOOKS[state.status].glyph} {title} · {state.status} · {_escaped(_told(state))}"
+        facts |= {"tries": str(state.attempts) * (state.attempts > 1)}
+        facts |= {"fingerprint": state.fingerprint}
+        facts |= {"entry": f"{state.size:,} bytes" if state.size is not None else ""}
+        if isinstance(state.error, BaseException):
+            import traceback
+
+            blocks.append("".join(traceback.format_exception(state.error))[-room:])
+    with contextlib.suppress(OSError, TypeError):  # defined where there is no file, or a builtin
+        blocks.append(inspect.cleandoc(inspect.getsource(inner)))
+    told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
+    cut = [text if len(text) <= room else text[:room] + "…" for text in blocks if text]
+    is_open = " open" * (state is not None and state.status == "failed")
+    return (
+        f'<details{is_open}><summary>{title}</summary><div id="{_escaped(step.name)}">'
+        f"<dl>{told}</dl>{''.join(f'<pre>{_escaped(text)}</pre>' for text in cut)}</div></details>"
+    )
+
+
+class _Picture:
+    """What ``show()`` returns: one scene as picture, page, Mermaid or text; made when asked for.
+
+    Attributes
+    ----------
+    svg, html, mermaid, text : str
+        The picture alone; the fragment that a notebook shows; a diagram for Markdown; the table.
+    """
+
+    def __init__(self, scene: _Scene, format: str = "html") -> None:
+        self._scene, self._format = scene, format
+
+    @property
+    def svg(self) -> str:
+        """The picture, with a head line; raises what the drawing raises."""
+        return _svg(self._scene)
+
+    @property
+    def html(self) -> str:
+        """The fragment that a notebook shows."""
+        return _html(self._scene)
+
+    @property
+    def mermaid(self) -> str:
+        """A Mermaid flowchart."""
+        return _mermaid(self._scene)
+
+    @property
+    def text(self) -> str:
+        """The table, in full width."""
+        return _table(self._scene)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file; its suffix says which kind: svg, html (a page of its own), mmd or txt."""
+        kinds = {".svg": _svg, ".html": _page, ".mmd": _mermaid, ".txt": _table}
+        suffix = os.path.splitext(path)[1]
+        if suffix not in kinds:
+            raise ValueError(f"{os.fspath(path)!r}: expected a name that ends in {_listed(kinds)}")
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(kinds[suffix](self._scene))
+
+    def _repr_mimebundle_(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    ) -> dict[str, str]:
+        makers = {"text/plain": _table, "text/html": _html}
+        if self._format == "svg":
+            makers = {"text/plain": _table, "image/svg+xml": _svg}
+        kinds = [kind for kind in makers if include is None or kind in include]
+        return {kind: makers[kind](self._scene) for kind in kinds if kind not in (exclude or ())}
+
+
+class _Shown:
+    """A pipeline, a plan or a run: they show themselves in one way."""
+
+    def _scene(self) -> _Scene:
+        raise NotImplementedError  # each of the three has its own
+
+    def show(
+        self,
+        *,
+        format: Literal["html", "svg"] = "html",
+        around: str | None = None,
+        hops: int = 2,
+    ) -> _Picture:
+        """Return the picture and the table, to display or to keep.
+
+        Runs no step, hashes nothing and opens no stored value.
+
+        Parameters
+        ----------
+        format : {"html", "svg"}
+            What a notebook gets: picture and table, or the picture alone, as ``image/svg+xml``.
+        around : str, optional
+            Show only the neighbourhood of this name; by default everything.
+        hops : int
+            How many edges away from it, in either direction.
+
+        Returns
+        -------
+        object
+            With ``.svg``, ``.html``, ``.mermaid``, ``.text``, and ``.save(path)``, which goes by
+            the suffix: ``.svg``, ``.html`` (a page of its own), ``.mmd``, ``.txt``.
+
+        Raises
+        ------
+        UnknownNameError
+            If ``around`` is no name of the pipeline.
+
+        Examples
+        --------
+        >>> print(Pipeline({"more": lambda x: x + 1, "twice": lambda more: 2 * more}).show().text)
+        pipeline · 2 steps, 1 input
+          more    x
+          twice   more
+        """
+        scene = self._scene()
+        if around is not None:
+            scene = scene._replace(near=_neighbourhood(scene.graph, around, hops))
+        return _Picture(scene, format)
+
+    def __str__(self) -> str:
+        import shutil
+
+        stream, columns = sys.stdout, None
+        if stream is not None and stream.isatty():
+            columns = shutil.get_terminal_size().columns
+        return _table(self._scene(), columns=columns, ascii=not _takes_glyphs(stream))
+
+    def _repr_mimebundle_(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    ) -> dict[str, str]:
+        return self.show()._repr_mimebundle_(include, exclude)
+
+
+def _neighbourhood(graph: _Graph, name: str, hops: int) -> frozenset[str]:
+    """Find the steps and inputs that are at most so many edges away."""
+    known = {*graph.makers, *graph.inputs}
+    if name not in known:
+        text = f"{_brief(name)} cannot be shown around: no step makes or takes it\n"
+        raise UnknownNameError(text + _hint([name], known), unknown=(name,))
+    beside: dict[str, set[str]] = {}
+    for step in graph.steps.values():
+        for need in step.needs:
+            source = graph.makers[need].name if need in graph.makers else need
+            beside.setdefault(step.name, set()).add(source)
+            beside.setdefault(source, set()).add(step.name)
+    near = {graph.makers[name].name if name in graph.makers else name}
+    for _ in range(hops):
+        near.update(*[beside.get(n, ()) for n in near])
+    return frozenset(near)
+
+
+def _takes_glyphs(stream: Any) -> bool:
+    try:
+        glyphs = "".join(look.glyph for look in _LOOKS.values())
+        (glyphs + "·…→×").encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+########################################################################################
 ### Plan
 ########################################################################################
 
@@ -2315,39 +3312,6 @@ class _Mapped(_Lazy):
 
 def _joined(marks: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(marks).encode()).hexdigest()
-
-
-# Of each status: glyph, the same in ASCII, colour of a terminal.
-_LOOKS = {
-    "fresh": ("✓", "=", "34"),
-    "stale": ("↻", "~", "33"),
-    "new": ("○", "o", "90"),
-    "ran": ("■", "+", "32"),
-    "cached": ("✓", "=", "34"),
-    "failed": ("✗", "x", "31"),
-    "skipped": ("⊘", "-", "90"),
-}
-
-
-def _duration(seconds: float) -> str:
-    """Write a time for people: ``3 ms``, ``0.4 s``, ``8.2 s``, ``1 min 03 s``, ``2 h 05 min``."""
-    if seconds < 0.0995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-class _StepPlan(NamedTuple):
-    """What a run would do with one step."""
-
-    name: str
-    status: Literal["fresh", "stale", "new"]
-    reason: str
-    seconds: float = 0.0  # that reusing it saves
 
 
 class _Reuse:
@@ -2454,7 +3418,7 @@ class _Reuse:
         return "unreadable entry"
 
 
-class Plan(Mapping[str, _StepPlan]):
+class Plan(_Shown, Mapping[str, _StepState]):
     """What a run would do, step by step, and why; nothing is run and no value loaded.
 
     ``Pipeline.plan`` makes it. A mapping of step name -> ``name``, ``status``, ``reason``, in the
@@ -2468,10 +3432,11 @@ class Plan(Mapping[str, _StepPlan]):
     ('new', 'not cached')
     """
 
-    def __init__(self, title: str, steps: Mapping[str, _StepPlan]) -> None:
-        self._title, self._steps = title, steps
+    def __init__(self, scene: _Scene) -> None:
+        self._shows = scene
+        self._steps = dict(scene.states or {})
 
-    def __getitem__(self, name: str) -> _StepPlan:
+    def __getitem__(self, name: str) -> _StepState:
         if name not in self._steps:
             raise NoValueError(f"'{name}' is no step of this plan\n{_hint([name], self._steps)}")
         return self._steps[name]
@@ -2483,32 +3448,16 @@ class Plan(Mapping[str, _StepPlan]):
         return len(self._steps)
 
     def __repr__(self) -> str:
-        return f"<Plan of '{self._title}': {self._counts()}>"
+        counts = self._shows.counts() or "no steps"
+        return f"<Plan of '{self._shows.title}': {counts}>"
 
-    def __str__(self) -> str:
-        rows = [
-            (
-                s.name,
-                f"{_LOOKS[s.status][0]} {s.status}",
-                s.reason or f"saves {_duration(s.seconds)}",
-            )
-            for s in self.values()
-        ]
-        widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
-        lines = [
-            "  " + "   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-            for row in rows
-        ]
-        return "\n".join([f"{self._title} · {self._counts()}", *map(str.rstrip, lines)])
-
-    def _counts(self) -> str:
-        counts = Counter[str](step.status for step in self.values())
-        return ", ".join(f"{counts[s]} {s}" for s in _LOOKS if s in counts) or "no steps"
+    def _scene(self) -> _Scene:
+        return self._shows
 
 
-def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]:
+def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState]:
     """Decide for each step of an order, from heads alone, what a run would do with it."""
-    plan: dict[str, _StepPlan] = {}
+    plan: dict[str, _StepState] = {}
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
     makers = {value: step.name for step in reuse.order.steps for value in step.values}
@@ -2544,9 +3493,10 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
             reason = f"no fingerprint: {' -> '.join(culprit.path)}"
         if reason:
             new = reason in ("never ran", "not cached")
-            plan[step.name] = _StepPlan(step.name, "new" if new else "stale", reason)
+            plan[step.name] = _StepState(step.name, "new" if new else "stale", reason=reason)
             continue
-        plan[step.name] = _StepPlan(step.name, "fresh", "", sum(head.seconds for head in heads))
+        saved, size = sum(head.seconds for head in heads), sum(head.size for head in heads)
+        plan[step.name] = _StepState(step.name, "fresh", saved=saved, size=size)
         for name in step.values:
             marks = [head.outputs.get(name, head.fingerprint) for head in heads]
             prints[name] = _joined(marks) if step._over else marks[0]
@@ -2559,21 +3509,6 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
 ### Run record
 ########################################################################################
 
-_Status = Literal["ran", "cached", "failed", "skipped"]
-
-
-class _StepRun(NamedTuple):
-    """How one step of a run went."""
-
-    name: str
-    status: _Status
-    seconds: float = 0.0  # of the last try, without the waiting between tries
-    reason: str = ""  # why it ran although it is cached, or why it was skipped
-    attempts: int = 1
-    error: BaseException | None = None
-    saved: float = 0.0  # seconds that reusing it saved
-    fingerprint: str = ""  # of the value of a cached step
-
 
 class _Outcome(NamedTuple):
     """How the steps of an order went: a clock reading before and after each plain one, then more.
@@ -2583,16 +3518,16 @@ class _Outcome(NamedTuple):
 
     order: _Order
     ends: list[float]
-    others: dict[str, _StepRun]
+    others: dict[str, _StepState]
     seconds: float
 
-    def steps(self) -> dict[str, _StepRun]:
+    def steps(self) -> dict[str, _StepState]:
         spans = zip(self.order.steps, self.ends, self.ends[1:], strict=False)
-        plain = {s.name: _StepRun(s.name, "ran", end - start) for s, start, end in spans}
+        plain = {s.name: _StepState(s.name, "ran", end - start) for s, start, end in spans}
         return {**plain, **self.others}
 
 
-class Run(Mapping[str, Any]):
+class Run(_Shown, Mapping[str, Any]):
     """The values of a run's targets, by name, and how the run went.
 
     ``Pipeline.run`` makes it. A target that failed or was skipped is no key of it.
@@ -2611,16 +3546,16 @@ class Run(Mapping[str, Any]):
 
     def __init__(
         self,
-        title: str,
-        inputs: Mapping[str, Any],
+        scene: _Scene,
         values: Mapping[str, Any],
         outcome: _Outcome,
         started: float,
         again: Callable[[str, str], Any],
     ) -> None:
-        self.inputs = dict(inputs)
-        self._title, self._values, self._outcome = title, dict(values), outcome
+        self.inputs = dict(scene.inputs)
+        self._shows, self._values, self._outcome = scene, dict(values), outcome
         self._started, self._again = started, again
+        self._cell: int | None = None  # of a notebook, that shows this run already
 
     def __getitem__(self, name: str) -> Any:
         if name in self._values:
@@ -2647,25 +3582,38 @@ class Run(Mapping[str, Any]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        counts = Counter(step.status for step in self.steps.values())
-        shown = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no step"
-        return f"<Run of '{self._title}': {shown}, {self._outcome.seconds:.3g} s>"
+        counts = self._scene().counts() or "no step"
+        return f"<Run of '{self._shows.title}': {counts}, {self._outcome.seconds:.3g} s>"
+
+    def _scene(self) -> _Scene:
+        states = {
+            s.name: self.steps[s.name] for s in self._outcome.order.steps if s.name in self.steps
+        }
+        return self._shows._replace(states=states, seconds=self._outcome.seconds)
+
+    def _repr_mimebundle_(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    ) -> dict[str, str]:
+        if self._cell is not None and self._cell == _notebook_cell():
+            return {"text/plain": repr(self)}  # else a cell that runs it would show it twice
+        return super()._repr_mimebundle_(include, exclude)
 
     @functools.cached_property
-    def steps(self) -> dict[str, _StepRun]:
+    def steps(self) -> dict[str, _StepState]:
         """Step name -> how it went, in the order in which the steps ended."""
         return self._outcome.steps()
 
     @property
     def errors(self) -> dict[str, BaseException]:
         """Step name -> its exception, of the steps that failed."""
-        return {name: step.error for name, step in self.steps.items() if step.error is not None}
+        found = {name: step.error for name, step in self.steps.items()}
+        return {name: error for name, error in found.items() if isinstance(error, BaseException)}
 
     @property
     def record(self) -> dict[str, Any]:
         """The run without its values, ready for ``json.dumps``; times in seconds."""
         return {
-            "pipeline": self._title,
+            "pipeline": self._shows.title,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
             "seconds": self._outcome.seconds,
             "python": ".".join(map(str, sys.version_info[:3])),
@@ -2684,17 +3632,6 @@ class Run(Mapping[str, Any]):
                 for name, step in self.steps.items()
             },
         }
-
-
-def _error_line(error: BaseException | None) -> str:
-    """``ValueError: the first line of its message``, or ""."""
-    if error is None:
-        return ""
-    try:
-        message = str(error).strip().splitlines()
-    except Exception as broken:  # a user's __str__
-        message = [f"<its message raises {type(broken).__name__}>"]
-    return f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
 
 
 ########################################################################################
@@ -2775,6 +3712,13 @@ def _on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+def _notebook_cell() -> int | None:
+    """Return the number of the cell that runs, None where no notebook is; imports nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "execution_count", None) if hasattr(shell, "kernel") else None
+
+
 class _Progress:
     """Writes a line for each step that is over and, on a terminal, one below for what runs."""
 
@@ -2784,11 +3728,7 @@ class _Progress:
         self.width = max(map(len, self.places), default=0)
         self.terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
         self.colour = self.terminal and not os.environ.get("NO_COLOR")
-        try:
-            "✓↻○■✗⊘▶·…".encode(getattr(stream, "encoding", None) or "utf-8")
-            self.ascii = False
-        except UnicodeEncodeError:
-            self.ascii = True
+        self.ascii = not _takes_glyphs(stream)
         self.running: dict[str, tuple[float, str]] = {}  # since when, and how far a map is
         self.over: Counter[str] = Counter()
         self.saved, self.drawn = 0.0, 0.0
@@ -2822,16 +3762,16 @@ class _Progress:
             self.stream.flush()
 
     def line(self, event: Event) -> str:
-        glyph, plain, colour = _LOOKS[event.status]
+        look = _LOOKS[event.status]
         took = _duration(event.seconds) if event.status in ("ran", "failed") else ""
         note = {"cached": f"saved {_duration(event.saved)}", "skipped": event.reason}
         facts = [note.get(event.status, took), event.error]
         if event.status == "failed" and event.step in self.places:
             facts.append(f"({_place(self.places[event.step].function)})")
-        head = f"{plain if self.ascii else glyph} {event.step.ljust(self.width)}"
-        said = self.cut("   ".join(filter(None, facts)), len(head) + 13)
+        head = f"{look.ascii if self.ascii else look.glyph} {event.step.ljust(self.width)}"
+        said = self.cut(_printable("   ".join(filter(None, facts))), len(head) + 13)
         if self.colour:
-            head = f"\x1b[{colour}m{head}\x1b[0m"
+            head = f"\x1b[{look.ansi}m{head}\x1b[0m"
         return f"{head}   {event.status:7}   {said}".rstrip()
 
     def bar(self, now: float) -> str:
@@ -2851,13 +3791,61 @@ class _Progress:
 
     def cut(self, text: str, used: int = 0) -> str:
         """Shorten what does not fit beside what is already on the line."""
-        text = text.encode("ascii", "replace").decode() if self.ascii else text
+        text = _in_ascii(text) if self.ascii else text
         if not self.terminal:
             return text
         import shutil
 
         room = max(8, shutil.get_terminal_size().columns - 1 - used)
         return text if len(text) <= room else text[: room - 1] + ("~" if self.ascii else "…")
+
+
+class _Live:
+    """Shows a run in a notebook: one output, drawn anew at most four times a second."""
+
+    def __init__(self, scene: _Scene, steps: Sequence[Step]) -> None:
+        self.states = {step.name: _StepState(step.name, "waiting") for step in steps}
+        self.scene = scene._replace(states=self.states)
+        self.pause = 0.25 if len(steps) <= 100 else 1.0  # notebooks paint each one, 20 to 130 ms
+        self.began = self.next = 0.0
+        self.handle: Any = None
+        self.cell: int | None = None  # in which it has drawn
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        last = event.kind == "run finished"
+        if event.kind == "run started":
+            self.began, self.next = now, now + 0.4  # what is over before that need not flash
+        elif event.kind in ("step started", "step submitted"):
+            self.states[event.step] = _StepState(event.step, "running")
+        elif event.kind == "map progress":
+            far = f"{event.done}/{event.total}"
+            self.states[event.step] = _StepState(
+                event.step, "running", reason=far, elements=event.total
+            )
+        elif event.kind == "step finished":
+            names = [name for name in _StepState._fields[1:] if name in event.__slots__]
+            facts = {name: getattr(event, name) for name in names}
+            elements = self.states[event.step].elements
+            self.states[event.step] = _StepState(event.step, **facts, elements=elements)
+        elif last:
+            for name, state in self.states.items():
+                if state.status == "running":
+                    self.states[name] = state._replace(status="failed", error="interrupted")
+        failed = last and event.status == "failed"
+        if failed or (last and self.handle is not None) or (not last and now >= self.next):
+            self.draw(now, event.seconds if last else now - self.began)
+
+    def draw(self, now: float, seconds: float) -> None:
+        from IPython.display import display
+
+        picture = _Picture(self.scene._replace(seconds=seconds))
+        if self.handle is None:
+            self.handle, self.cell = display(picture, display_id=True), _notebook_cell()
+        else:
+            self.handle.update(picture)
+        # Showing may take two per cent of the time.
+        self.next = time.monotonic() + max(self.pause, 50 * (time.monotonic() - now))
 
 
 ########################################################################################
@@ -3034,6 +4022,12 @@ def _kept(job: _Job, made: _Made) -> _Made:
     return _Made(kept, made.seconds)
 
 
+def _with_entry(state: _StepState, head: _Head | None) -> _StepState:
+    if head is None:
+        return state
+    return state._replace(fingerprint=head.fingerprint, size=head.size)
+
+
 def _stored(store: Store, head: _Head) -> dict[str, Any]:
     return {head.step: _Stored(store, head), **{o: _Stored(store, head, o) for o in head.outputs}}
 
@@ -3184,7 +4178,7 @@ class _Fan:
         self.size = self.left = len(next(iter(elements.values())))
         self.made: dict[str, list[Any]] = {name: [_ABSENT] * self.size for name in step.values}
         self.next = 0  # the first element that was not yet taken up
-        self.runs: list[_StepRun] = []
+        self.runs: list[_StepState] = []
         self.followers: list[_Fan] = []  # mapped over what this one makes, element by element
         self.closed = False
 
@@ -3215,7 +4209,7 @@ class _Loop:
         self.reuse = policy.reuse
         self.pool = _Pool(policy.executor) if policy.executor is not None else None
         self.todo = order.steps[start:]
-        self.steps: dict[str, _StepRun] = {}
+        self.steps: dict[str, _StepState] = {}
         self.by_name = {step.name: step for step in self.todo}
         self.makers = {value: step.name for step in self.todo for value in step.values}
         self.failure: BaseException | None = None
@@ -3308,8 +4302,12 @@ class _Loop:
                 seconds = max(0.0, self.later[0][0] - _clock())
             elif not self.flight:
                 return
-        future = _wait(self.done, seconds)
+        listeners = self.policy.listeners
+        watchers: list[_Listener] = [x for x in listeners if isinstance(x, _Progress | _Live)]
+        future = _wait(self.done, min(seconds or 0.25, 0.25) if watchers else seconds)
         if future is None:
+            if watchers:
+                _tell(watchers, Event("tick", time.time()))  # what runs has run longer
             return
         task, result, error = self.flight.pop(future), None, None
         if task.job is None or task.job.head is None:
@@ -3358,7 +4356,7 @@ class _Loop:
         streams = {n: self.fans[self.makers[n]] for n in step._over if self.streams(step, n)}
         for name in step._needs:
             if name not in self.values and name not in step._defaults and name not in streams:
-                self.finish(_StepRun(step.name, "skipped", reason=f"needs {self.makers[name]}"))
+                self.finish(_StepState(step.name, "skipped", reason=f"needs {self.makers[name]}"))
                 return
         if not step._over:
             self.push(_Task(step))
@@ -3523,8 +4521,8 @@ class _Loop:
             self.locked.add(task)
             found = reuse.find(step, key)
         if not isinstance(found, str):
-            run = _StepRun(step.name, "cached", saved=found.seconds, fingerprint=found.fingerprint)
-            self.complete(task, _stored(reuse.store, found), run)
+            run = _StepState(step.name, "cached", saved=found.seconds)
+            self.complete(task, _stored(reuse.store, found), _with_entry(run, found))
             return True
         parts = reuse.parts(step, prints)
         shown = {n: _brief(v) for n, v in args.items() if type(v) in _SCALARS}
@@ -3565,18 +4563,18 @@ class _Loop:
                 if job is not None and keep:
                     result = _kept(job, result)
                 value = result.values.get(step.name) if step.cache else None
-                mark = value.fingerprint if isinstance(value, _Stored) else ""
+                head = value.head if isinstance(value, _Stored) else None
             except Exception as wrong:
                 error = wrong
         if error is None:
-            facts = (result.seconds, task.reason, task.attempts, None, 0.0, mark)
-            self.complete(task, result.values, _StepRun(step.name, "ran", *facts))
+            run = _StepState(step.name, "ran", result.seconds, task.reason, task.attempts)
+            self.complete(task, result.values, _with_entry(run, head))
             return
         self.unlock(task)
         where = f"element {task.index}: " if task.fan else ""
         if isinstance(error, Skip):
             seconds = _clock() - task.began
-            self.finish(_StepRun(step.name, "skipped", seconds, f"{where}{error}", task.attempts))
+            self.finish(_StepState(step.name, "skipped", seconds, f"{where}{error}", task.attempts))
         elif task.attempts <= step.retries and not isinstance(error, ResultError | MutationError):
             self.emit("step retried", step.name, task, error=_error_line(error))
             self.push_later(task, step.retry_delay * step.retry_backoff ** (task.attempts - 1))
@@ -3595,12 +4593,12 @@ class _Loop:
             return
         text = f"sensor '{step.name}' saw nothing within {timeout:g} s, in {task.checks} checks"
         if soft_fail:
-            self.finish(_StepRun(step.name, "skipped", waited, text, task.checks))
+            self.finish(_StepState(step.name, "skipped", waited, text, task.checks))
         else:
             where = f"{text}\n  {step.definition}\n  raise timeout=, or see why it waits in vain"
             self.fail(task, SensorTimeoutError(where, step=step.name))
 
-    def complete(self, task: _Task, made: Mapping[str, Any], run: _StepRun) -> None:
+    def complete(self, task: _Task, made: Mapping[str, Any], run: _StepState) -> None:
         """Take the values of a call that has ended well."""
         if task.lock is not None:
             self.unlock(task)
@@ -3628,7 +4626,7 @@ class _Loop:
             self.keep({name: _Mapped(items) if lazy else items})
         ran = [run for run in fan.runs if run.status == "ran"]
         mark = _joined(run.fingerprint for run in fan.runs) if fan.step.cache else ""
-        run = _StepRun(
+        run = _StepState(
             fan.step.name,
             "ran" if ran or not fan.runs else "cached",
             sum(run.seconds for run in ran),
@@ -3636,6 +4634,7 @@ class _Loop:
             max((run.attempts for run in ran), default=1),
             saved=sum(run.saved for run in fan.runs),
             fingerprint=mark,
+            elements=fan.size,
         )
         self.finish(run)
 
@@ -3671,16 +4670,17 @@ class _Loop:
             for future in self.flight:
                 future.cancel()
         seconds = _clock() - task.began
-        self.finish(_StepRun(step.name, "failed", seconds, "", task.attempts, error))
+        self.finish(_StepState(step.name, "failed", seconds, "", task.attempts, error))
 
-    def finish(self, run: _StepRun) -> None:
+    def finish(self, run: _StepState) -> None:
         """Record a step that is over, free what it needed, and open what waited for it."""
         if run.name in self.steps:
             return  # another element has ended it
         self.steps[run.name] = run
         if self.policy.listeners:
-            facts = run._asdict() | {"error": _error_line(run.error)}
-            del facts["name"]
+            facts: dict[str, Any] = run._asdict() | {"error": _error_line(run.error)}
+            for name in ("name", "elements", "size"):
+                del facts[name]
             self.emit("step finished", run.name, **facts)
         for name in self.by_name[run.name]._needs:
             self.uses[name] -= 1
@@ -3692,7 +4692,7 @@ class _Loop:
             fan.closed = True
             for follower in fan.followers if run.status in ("failed", "skipped") else ():
                 follower.closed = True
-                self.finish(_StepRun(follower.step.name, "skipped", reason=f"needs {run.name}"))
+                self.finish(_StepState(follower.step.name, "skipped", reason=f"needs {run.name}"))
         for step in self.dependents.get(run.name, ()):
             if run.name in self.waiting[step.name]:
                 self.waiting[step.name].discard(run.name)
@@ -3762,7 +4762,7 @@ def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome
     except Exception as error:
         first = (ends[-1], None, error)
     done = len(ends) - 1
-    others: dict[str, _StepRun] = {}
+    others: dict[str, _StepState] = {}
     inputs = dict(values)
     while done < len(order.steps):
         loop = _Loop(order, values, done, policy)
@@ -3783,7 +4783,7 @@ def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome
 ########################################################################################
 
 
-class Pipeline:
+class Pipeline(_Shown):
     """Steps that fit together by the names of their arguments.
 
     Give values: :meth:`run`. Look: :attr:`graph`, :attr:`steps`, :attr:`inputs`.
@@ -3970,11 +4970,12 @@ class Pipeline:
         --------
         >>> plan = Pipeline({"twice": lambda x: 2 * x}).plan(x=1)
         >>> print(plan)
-        pipeline · 1 new
-          twice   ○ new   not cached
+        pipeline · 1 step, 1 input · 1 new
+          twice   x   ○ new   not cached
         """
-        order, values, _ = self._prepare(targets, inputs)
-        return Plan(self._title, _make_plan(_Reuse(self._store, self._codes, order), values))
+        order, values, used = self._prepare(targets, inputs)
+        states = _make_plan(_Reuse(self._store, self._codes, order), values)
+        return Plan(self._shows(order, used)._replace(states=states))
 
     def _prepare(
         self, targets: tuple[str, ...], inputs: dict[str, Any]
@@ -4012,9 +5013,12 @@ class Pipeline:
         logging = sys.modules.get("logging")
         if logging and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
             listeners.append(_log)
-        shown = self._progress is True or (self._progress == "auto" and _on_terminal())
-        if shown and sys.stderr is not None:
-            listeners.append(_Progress(self._title, order.steps, sys.stderr))
+        scene = self._shows(order, used)
+        live = _Live(scene, order.steps) if self._progress and _notebook_cell() else None
+        if live is not None:
+            listeners.append(live)
+        elif (self._progress is True and sys.stderr) or (self._progress and _on_terminal()):
+            listeners.append(_Progress(scene.title, order.steps, sys.stderr))
         reuse = _Reuse(self._store, self._codes, order)
         reuse.distrusted |= distrusted
         keep_going = self._on_error == "continue"
@@ -4036,7 +5040,9 @@ class Pipeline:
         def again(name: str, key: str) -> Any:
             return self._run((name,), inputs, {*distrusted, key})[name]
 
-        return Run(self._title, used, kept, outcome, started, again)
+        run = Run(scene, kept, outcome, started, again)
+        run._cell = live.cell if live is not None else None
+        return run
 
     @property
     def store(self) -> Store:
@@ -4059,12 +5065,25 @@ class Pipeline:
                 return main if module.__name__ == "__main__" else module.__name__
         return "pipeline"
 
+    def _shows(self, order: _Order, used: Mapping[str, Any]) -> _Scene:
+        """Begin the scene of a plan or a run; its states come later."""
+        targets = frozenset(order.targets) if order.named else frozenset[str]()
+        return _Scene(self._title, self._built, None, targets, order.given, used)
+
+    def _scene(self) -> _Scene:
+        try:
+            graph = self._current()
+        except DagkitError as error:  # to look at a pipeline must not fail: it says what is wrong
+            return _Scene(
+                self._title, _Graph({}, {}, {}, {}), fault=f"{type(error).__name__}: {error}"
+            )
+        return _Scene(self._title, graph, inputs=graph.inputs)
+
     def __repr__(self) -> str:
+        if fault := self._scene().fault:
+            return f"<Pipeline '{self._title}': {fault.splitlines()[0]}>"
         graph = self._current()
         needed = {name for step in graph.steps.values() for name in step.needs}
         last = [step.name for step in graph.steps.values() if needed.isdisjoint(step.values)]
-        steps, inputs = len(graph.steps), len(graph.inputs)
-        return (
-            f"<Pipeline '{self._title}': {steps} step{'s' * (steps != 1)}, "
-            f"{inputs} input{'s' * (inputs != 1)}, targets {_listed(last) or 'none'}>"
-        )
+        steps, inputs = _counted(len(graph.steps), "step"), _counted(len(graph.inputs), "input")
+        return f"<Pipeline '{self._title}': {steps}, {inputs}, targets {_listed(last) or 'none'}>"
