@@ -56,29 +56,12 @@ import types
 import typing
 import warnings
 from collections import Counter, deque
-from collections.abc import (
-    Callable,
-    Collection,
-    Coroutine,
-    Hashable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from keyword import iskeyword
-from types import (
-    AsyncGeneratorType,
-    CoroutineType,
-    FunctionType,
-    GeneratorType,
-    MappingProxyType,
-    MethodType,
-    ModuleType,
-)
+from types import CoroutineType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 try:
@@ -324,6 +307,33 @@ _NO_DEFAULTS: dict[str, Any] = {}  # one for all: fewer objects make a large bui
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and value >= 0
+
+
+def _is_renaming(value: object) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for pair in value.items() for name in pair)
+    )
+
+
+# What each option has to be: a test, and the same in words.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # A string would fall apart into letters.
+    "outputs": (lambda x: isinstance(x, tuple | list), "a tuple such as ('train', 'test')"),
+    "args": (_is_renaming, "a dict: argument -> value it takes"),
+    "map": (lambda x: isinstance(x, str | tuple), "the name of an argument, or a tuple"),
+    "cache": (lambda x: isinstance(x, bool | timedelta), "True, False or a timedelta"),
+    "version": (lambda x: isinstance(x, Hashable), "something hashable"),
+    "retries": (lambda x: type(x) is int and x >= 0, "a number of extra tries, 0 or more"),
+    "retry_delay": (_is_amount, "seconds, 0 or more"),
+    "retry_backoff": (_is_amount, "a factor, 0 or more"),
+    "local": (lambda x: isinstance(x, bool), "True or False"),
+}
+_OPTIONS = ("name", *_CHECKS)  # in one order: a pickled step does not depend on hash seeds
+
+
 def _signature(function: Callable[..., Any]) -> _Signature:
     """Read a signature; from the code object of a plain function, at a 20th of the cost."""
     odd = function.__dict__ if type(function) is FunctionType else ("__wrapped__",)
@@ -447,11 +457,8 @@ class Step:
         needs = takes + keywords
         if args:
             extra = tuple(name for name in args if name not in needs)
-            if extra and not flags & _VARIADIC:
-                wrong = _listed(map(repr, extra))
-                raise self._error(
-                    f"has no argument {wrong}, which args= names", _hint(extra, needs)
-                )
+            if not flags & _VARIADIC:
+                self._check_arguments("args", extra, needs)
             insisted = {args.get(n, n) for n in needs + extra if n not in defaults}
             defaults = {args.get(n, n): d for n, d in defaults.items()}
             defaults = {n: d for n, d in defaults.items() if n not in insisted}
@@ -462,9 +469,7 @@ class Step:
         if self.map:
             over = (self.map,) if isinstance(self.map, str) else self.map
             lacking = [name for name in over if args.get(name, name) not in needs]
-            if lacking:
-                text = f"has no argument {_listed(map(repr, lacking))}, which map= names"
-                raise self._error(text, _hint(lacking, needs))
+            self._check_arguments("map", lacking, needs)
             over = tuple([args.get(name, name) for name in over])
         put(self, "_over", over)
         put(self, "_takes", takes)
@@ -478,15 +483,25 @@ class Step:
         options = {name: getattr(self, name) for name in (*_OPTIONS, "_poke")}
         return functools.partial(Step, **options), (self.function,)
 
-    def _error(self, what: str, expected: str) -> StepError:
-        text = f"step '{self.name}' {what}\n  {self.definition}\n  {expected.strip()}"
-        return StepError(text, step=self.name)
+    def _error(
+        self, what: str, advice: str, kind: type[DagkitError] = StepError, **facts: object
+    ) -> DagkitError:
+        """Say what is wrong with this step, where it is defined, and what to do."""
+        text = f"step '{self.name}' {what}\n  {self.definition}\n  {advice.strip()}"
+        return kind(text, step=self.name, **facts)
+
+    def _check_arguments(self, option: str, lacking: Sequence[str], known: Collection[str]) -> None:
+        if lacking:
+            wrong = _listed(map(repr, lacking))
+            raise self._error(
+                f"has no argument {wrong}, which {option}= names", _hint(lacking, known)
+            )
 
     def _check_options(self) -> None:
-        if not isinstance(self.outputs, tuple | list):  # a string would fall apart into letters
-            raise self._error(
-                f"has outputs={_brief(self.outputs)}", "expected a tuple such as ('train', 'test')"
-            )
+        for option, (is_good, expected) in _CHECKS.items():
+            if not is_good(getattr(self, option)):
+                shown = f"has {option}={_brief(getattr(self, option))}"
+                raise self._error(shown, f"expected {expected}")
         object.__setattr__(self, "outputs", tuple(self.outputs))
         for name in self.values:
             if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
@@ -494,32 +509,6 @@ class Step:
                     f"makes a value named {name!r}, which no argument can be called",
                     "expected a name such as 'clean': @step(name=...) or Step(..., name=...)",
                 )
-        count, delay, factor = self.retries, self.retry_delay, self.retry_backoff
-        for option, good, expected in (
-            (
-                "args",
-                self.args is None
-                or (
-                    isinstance(self.args, Mapping)
-                    and all(isinstance(n, str) for pair in self.args.items() for n in pair)
-                ),
-                "a dict: argument -> value it takes",
-            ),
-            ("local", isinstance(self.local, bool), "True or False"),
-            ("map", isinstance(self.map, str | tuple), "the name of an argument, or a tuple"),
-            ("cache", isinstance(self.cache, bool | timedelta), "True, False or a timedelta"),
-            ("version", isinstance(self.version, Hashable), "something hashable"),
-            ("retries", type(count) is int and count >= 0, "a number of extra tries, 0 or more"),
-            ("retry_delay", isinstance(delay, int | float) and delay >= 0, "seconds, 0 or more"),
-            (
-                "retry_backoff",
-                isinstance(factor, int | float) and factor >= 0,
-                "a factor, 0 or more",
-            ),
-        ):
-            if not good:
-                shown = f"has {option}={_brief(getattr(self, option))}"
-                raise self._error(shown, f"expected {expected}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -547,7 +536,6 @@ class Step:
 
 
 _NO_OPTIONS: tuple[Any, ...] = ((), None, (), False, None, 0, 0.0, 1.0, False)
-_OPTIONS = frozenset(f.name for f in fields(Step) if f.init and f.name[0] != "_") - {"function"}
 
 
 @overload
@@ -651,12 +639,11 @@ def sensor(
     'arrived'
     """
     for option, number in (("poke_interval", poke_interval), ("timeout", timeout)):
-        if not isinstance(number, int | float) or number < 0:
+        if not _is_amount(number):
             raise StepError(f"@sensor has {option}={_brief(number)}; expected seconds, 0 or more")
     if not {"cache", "map"}.isdisjoint(options):
-        raise StepError(
-            "@sensor has no option 'cache' or 'map': what it looks at changes by itself"
-        )
+        reason = "what it looks at changes by itself"
+        raise StepError(f"@sensor has no option 'cache' or 'map': {reason}")
     return _marked(function, "sensor", options, (poke_interval, timeout, soft_fail))
 
 
@@ -2870,7 +2857,7 @@ _clock = time.perf_counter
 # plain loop stops at all of them.
 _ITERATORS: tuple[Any, ...] = (iter(()), iter([]), iter(""), iter(range(0)), iter(dict[Any, Any]()))
 _ONE_SHOT: frozenset[Any] = frozenset(
-    [GeneratorType, AsyncGeneratorType, zip, map, filter, enumerate, reversed]
+    [types.GeneratorType, types.AsyncGeneratorType, zip, map, filter, enumerate, reversed]
 ) | frozenset(map(type, _ITERATORS))
 _NO_VALUES = _ONE_SHOT | {CoroutineType}
 
@@ -2886,12 +2873,8 @@ def _wait(done: queue.SimpleQueue[Any], seconds: float | None) -> Any:
 def _named_values(step: Step, value: Any) -> dict[str, Any]:
     """Map the names of the values that a step makes to what it returned."""
     if type(value) in _ONE_SHOT:
-        raise ResultError(
-            f"step '{step.name}' returned a {type(value).__name__}, which only one step could use, "
-            "once\n"
-            f"  {step.definition}\n  return a list instead",
-            step=step.name,
-        )
+        what = f"returned a {type(value).__name__}, which only one step could use, once"
+        raise step._error(what, "return a list instead", ResultError)
     if not step.outputs:
         return {step.name: value}
     names = step.outputs
@@ -2906,10 +2889,10 @@ def _named_values(step: Step, value: Any) -> dict[str, Any]:
         found = f"{len(value)} values"
     else:
         found = _brief(value)
-    raise ResultError(
-        f"step '{step.name}' has {len(names)} outputs ({', '.join(names)}) but returned {found}\n"
-        f"  {step.definition}\n  return a tuple of {len(names)}, or a dict with these keys",
-        step=step.name,
+    raise step._error(
+        f"has {len(names)} outputs ({', '.join(names)}) but returned {found}",
+        f"return a tuple of {len(names)}, or a dict with these keys",
+        ResultError,
     )
 
 
@@ -3000,12 +2983,11 @@ def _check_unchanged(step: Step, before: list[str], after: list[str]) -> None:
     names = (*step._takes, *[name for _, name in step._keywords])
     for name, old, new in zip(names, before, after, strict=True):
         if old != new:
-            raise MutationError(
-                f"step '{step.name}' changed its argument '{name}' in place\n"
-                f"  {step.definition}\n  change a copy and return that",
-                step=step.name,
-                name=name,
+            what, advice = (
+                f"changed its argument '{name}' in place",
+                "change a copy and return that",
             )
+            raise step._error(what, advice, MutationError, name=name)
 
 
 def _kept(job: _Job, made: _Made) -> _Made:
@@ -3072,7 +3054,7 @@ class _EventLoopThread:
 
     _thread: threading.Thread | None = None
 
-    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    def submit(self, coroutine: CoroutineType[Any, Any, Any]) -> Future[Any]:
         import asyncio
 
         if self._thread is None:
@@ -3412,19 +3394,14 @@ class _Loop:
                 continue
             value = value.load() if isinstance(value, _Lazy) else value
             if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-                raise ResultError(
-                    f"step '{step.name}' maps over '{name}', which is {_brief(value)}\n"
-                    f"  {step.definition}\n  expected a list, or another iterable of elements",
-                    step=step.name,
-                )
+                what = f"maps over '{name}', which is {_brief(value)}"
+                expected = "expected a list, or another iterable of elements"
+                raise step._error(what, expected, ResultError)
             lists[name] = list(value)
         if len({len(items) for items in lists.values()}) > 1:
             found = ", ".join(f"{name} {len(items)}" for name, items in lists.items())
-            raise ResultError(
-                f"step '{step.name}' maps over lists of different lengths: {found}\n"
-                f"  {step.definition}\n  expected equal lengths",
-                step=step.name,
-            )
+            what = f"maps over lists of different lengths: {found}"
+            raise step._error(what, "expected equal lengths", ResultError)
         return lists
 
     def begin(self, task: _Task) -> None:
@@ -3655,11 +3632,11 @@ class _Loop:
                 step=step.name,
             )
         elif task.job and task.job.sent and _is_about_sending(step, error):
-            error = WorkerError(
-                f"step '{step.name}' cannot be sent to another process: {_error_line(error)}\n"
-                f"  {step.definition}\n  define it at the level of a module, use loky or Dask, "
-                "which send code too, or keep it here by local=True",
-                step=step.name,
+            error = step._error(
+                f"cannot be sent to another process: {_error_line(error)}",
+                "define it at the level of a module, use loky or Dask, which send code too, or "
+                "keep it here by local=True",
+                WorkerError,
             )
         else:
             values = {n: self.values[n] for n in step.needs if n in self.values}
