@@ -1054,11 +1054,11 @@ _FACTS = operator.attrgetter(
 
 
 class _Opaque(Exception):
-    """Something that cannot be fingerprinted; `path` leads to it."""
+    """Something that cannot be fingerprinted; ``args`` are the names that lead to it."""
 
     @property
-    def path(self) -> tuple[str, ...]:
-        return self.args
+    def reason(self) -> str:
+        return f"no fingerprint: {' -> '.join(self.args)}"
 
 
 def _type_name(kind: type) -> str:
@@ -1216,10 +1216,8 @@ def _packages(name: str, file: str | None) -> dict[str, str] | None:
     *above, inside = re.split(r"[/\\](?:site|dist)-packages[/\\]", file)
     if not above:
         return {} if file.startswith(os.path.dirname(os.__file__) + os.sep) else None
-    import importlib.metadata
-
     top = re.split(r"[./\\]", inside)[0]
-    found = {x: importlib.metadata.version(x) for x in _distributions().get(top, ())}
+    found = {x: _version(x) for x in _distributions().get(top, ())}
     loaded = getattr(sys.modules.get(top), "__dict__", {}).get("__version__")
     if isinstance(loaded, str) and loaded not in found.values():
         found[f"{top} (loaded)"] = loaded  # it may have been upgraded on disk since
@@ -1405,15 +1403,8 @@ class _Walk:
             columns = [value.get_level_values(i) for i in range(value.nlevels)]
         else:
             columns = [value.array]
-        names = (
-            "columns",
-            "index",
-            "names",
-            "name",
-            "freqstr",
-            "attrs",
-            *getattr(value, "_metadata", ()),
-        )
+        names = ("columns", "index", "names", "name", "freqstr", "attrs")
+        names += tuple(getattr(value, "_metadata", ()))
         about = [kind, *(getattr(value, name, None) for name in names)]
         about.append(getattr(getattr(value, "flags", None), "allows_duplicate_labels", None))
         for column in columns:
@@ -1447,7 +1438,7 @@ class _Walk:
         try:
             return _digest("object", *map(self.token, (kind, function, arguments, state, *lists)))
         except _Opaque as error:
-            raise _Opaque(_type_name(kind), *error.path) from error
+            raise _Opaque(_type_name(kind), *error.args) from error
 
     # Code
 
@@ -1470,10 +1461,13 @@ class _Walk:
         else:
             kind, name = "helper", value.__code__.co_qualname
             known = library and not (value.__closure__ or vars(value))
-        if known:
+        if known and value is not self.root:
             return b"@" + _text([kind, home, name])
         label = self.claim(kind, home, name) if value is not self.root else value.__name__
-        self.queue.append((label, value))
+        if known:  # a step of the library's: its name and the version say all
+            self.parts[label] = f"{home}.{name}"
+        else:
+            self.queue.append((label, value))
         return b"@" + _text(label)
 
     def claim(self, kind: str, home: str, name: str) -> str:
@@ -1516,7 +1510,7 @@ class _Walk:
         try:
             token = self.token(value)
         except _Opaque as error:
-            raise _Opaque(what, *error.path) from error
+            raise _Opaque(what, *error.args) from error
         if type(value) not in _SCALARS and id(value) not in self.labels:
             self.looks.append((self.token, (value,), token))
         return token
@@ -1640,7 +1634,7 @@ class _Walk:
                 try:
                     token = self.class_(value) if isinstance(value, type) else self.function(value)
                 except _Opaque as error:
-                    raise _Opaque(label, *error.path) from error
+                    raise _Opaque(label, *error.args) from error
                 self.parts[label] = _short(token)
             for space in [*self.spaces.values()]:
                 self.meaning(space)
@@ -2110,16 +2104,19 @@ class Store:
 
         if head.outputs and not part:
             return tuple([self._load(head, name) for name in head.outputs])
-        if not head.kept:
-            raise _BadEntry("its payload was pruned")
         try:
+            if not head.kept:
+                raise _BadEntry("its payload was pruned")
             stream, *buffers = self._pieces(head, list(head.outputs).index(part) if part else 0)
             return pickle.loads(stream, buffers=buffers)
         except Exception as error:
             # Whatever it is (a class of the value that is gone raises what it likes), the value can
             # be computed again.
-            self._refuse(head.path, error)
-            raise _BadEntry(str(error)) from error
+            if head.kept:
+                self._refuse(head.path, error)
+            bad = _BadEntry(str(error))
+            bad.key = head.key
+            raise bad from error
 
     def _pieces(self, head: _Head, number: int) -> Iterator[Any]:
         """Check a section; yield its stream, then its buffers, writable and of no file."""
@@ -2278,11 +2275,7 @@ class _Stored(_Lazy):
         return self.head.outputs[self.part] if self.part else self.head.fingerprint
 
     def load(self) -> Any:
-        try:
-            return self.store._load(self.head, self.part)
-        except _BadEntry as bad:
-            bad.key = self.head.key
-            raise
+        return self.store._load(self.head, self.part)
 
 
 class _Mapped(_Lazy):
@@ -2347,7 +2340,8 @@ class _Reuse:
         self.store, self.order = store, order
         self.distrusted: set[str] = set()
         self.made: dict[str, tuple[dict[str, str], str] | _Opaque] = {}
-        self.starts: dict[str, str] = {}
+        # Of each step: the parts of its code, and the text that its keys begin with.
+        self.starts: dict[str, tuple[dict[str, str], str]] = {}
         codes.begin()
         # All at once, before a step runs: it may import, or change a constant.
         for step in order.steps:
@@ -2357,32 +2351,44 @@ class _Reuse:
                 except _Opaque as culprit:
                     self.made[step.name] = culprit
 
-    def code(self, step: Step) -> tuple[dict[str, str], str]:
-        """Return the parts of a step's code, its version among them; raises ``_Opaque``."""
-        made = self.made[step.name]
-        if isinstance(made, _Opaque):
-            raise made
-        if step.version is None:
-            return made
-        version = _fingerprint(step.version)
-        return {**made[0], "version": version}, made[1] + version
+    @functools.cached_property
+    def makers(self) -> dict[str, Step]:
+        """Map the values that a run would make to their steps."""
+        made = ((value, step) for step in self.order.steps for value in step.values)
+        return {value: step for value, step in made if value not in self.order.given}
+
+    def start(self, step: Step) -> tuple[dict[str, str], str]:
+        """Return the parts of a step's code, and what its keys begin with; or raise ``_Opaque``."""
+        if step.name not in self.starts:
+            made = self.made[step.name]
+            if isinstance(made, _Opaque):
+                raise made
+            parts, digest = made
+            if step.version is not None:
+                parts = {**parts, "version": _fingerprint(step.version)}
+                digest += parts["version"]
+            about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
+            self.starts[step.name] = parts, f"{_MAGIC!r}{about}{digest}"
+        return self.starts[step.name]
 
     def key(self, step: Step, prints: Mapping[str, str]) -> str:
         """Make the key of a result from the step's code and the fingerprints of what it takes.
 
         Raises ``_Opaque`` for code that cannot be fingerprinted.
         """
-        start = self.starts.get(step.name)
-        if start is None:
-            about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
-            start = self.starts[step.name] = f"{_MAGIC!r}{about}{self.code(step)[1]}"
-        text = start + " ".join([prints[name] for name in step.needs])
+        text = self.start(step)[1] + " ".join([prints[name] for name in step.needs])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def parts(self, step: Step, prints: Mapping[str, str]) -> dict[str, str]:
-        """Name what the key is made of, so that two of them can be compared."""
+    def wanted(
+        self, step: Step, key: str, prints: Mapping[str, str], values: Mapping[str, Any]
+    ) -> _Head:
+        """Make the head of an entry that is not there: what is known before the step has run."""
         inputs = {f"input {name}": prints[name] for name in step.needs if name in prints}
-        return {**self.code(step)[0], **inputs}
+        scalars = [n for n in step.needs if type(values.get(n, _MISSING)) in _SCALARS]
+        shown = {name: _brief(values[name]) for name in scalars}
+        outputs = dict.fromkeys(step.outputs, "")
+        parts = {**self.start(step)[0], **inputs}
+        return _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
 
     def find(self, step: Step, key: str) -> _Head | str:
         """Return the entry of a key if it can be used, or else the reason why not, if known."""
@@ -2403,18 +2409,12 @@ class _Reuse:
                 return f"{name} is gone"
         return head
 
-    def why(
-        self,
-        step: Step,
-        parts: Mapping[str, str],
-        shown: Mapping[str, str],
-        after: str = "",
-    ) -> str:
+    def why(self, step: Step, wanted: _Head, after: str = "") -> str:
         """Compare with the newest entry of the step, and say what is not as it was."""
         newest = self.store._newest(step.name)
         if newest is None:
             return "never ran"
-        old, makers = newest.parts, {value: s for s in self.order.steps for value in s.values}
+        old, parts = newest.parts, wanted.parts
         known = {name for name in {**old, **parts} if not (after and name.startswith("input "))}
         changed = sorted(name for name in known if old.get(name) != parts.get(name))
         code = [n for n in changed if n.partition(" ")[0] not in ("input", "package", "version")]
@@ -2431,13 +2431,13 @@ class _Reuse:
         packages = [name for name in changed if name.startswith("package ")]
         inputs = [name.removeprefix("input ") for name in changed if name.startswith("input ")]
         for name in inputs:
-            if name not in makers or name in self.order.given:
-                was, now = newest.shown.get(name), shown.get(name)
+            if name not in self.makers:
+                was, now = newest.shown.get(name), wanted.shown.get(name)
                 return f"input {name}" + (f" {was} → {now}" if was and now else " changed")
         for name in packages:
             return f"{name} {old.get(name, 'none')} → {parts.get(name, 'none')}"
         if after or inputs:
-            return f"after {after or makers[inputs[0]].name}"
+            return f"after {after or self.makers[inputs[0]].name}"
         return "unreadable entry"
 
 
@@ -2498,37 +2498,34 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
     plan: dict[str, _StepPlan] = {}
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
-    makers = {value: step.name for step in reuse.order.steps for value in step.values}
     for step in reuse.order.steps:
         heads: list[_Head] = []
-        reason = ""
+        reason = "" if step.cache else "not cached"
         try:
-            for name in step.needs:
+            for name in step.needs if step.cache else ():
                 if name in values and name not in prints:
                     prints[name] = _fingerprint(values[name])
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
-            after = next((makers[name] for name in step.needs if name not in prints), "")
-            unknown = [makers[name] for name in step._over if name not in elements]
-            if not step.cache:
-                reason = "not cached"
-            elif after or unknown:
-                parts = reuse.parts(step, prints)
-                reason = reuse.why(step, parts, {}, after=after or unknown[0])
-            else:
-                columns = zip(*[elements[name] for name in step._over], strict=False)
-                for row in columns if step._over else [()]:
-                    prints_here = prints | dict(zip(step._over, row, strict=True))
-                    found = reuse.find(step, reuse.key(step, prints_here))
+            unknown = [name for name in step.needs if name not in prints]
+            unknown += [name for name in step._over if name not in elements]
+            rows = zip(*[elements.get(name, ()) for name in step._over], strict=False)
+            if unknown and step.cache:
+                # An input that is no list has no maker; a run will say what is wrong with it.
+                maker = reuse.makers.get(unknown[0])
+                wanted = reuse.wanted(step, "", prints, {})
+                reason = reuse.why(step, wanted, after=maker.name if maker else "")
+            elif step.cache:
+                for row in rows if step._over else [()]:
+                    here = prints | dict(zip(step._over, row, strict=True))
+                    key = reuse.key(step, here)
+                    found = reuse.find(step, key)
                     if isinstance(found, str):
-                        parts = reuse.parts(step, prints_here)
-                        taken = {n: values[n] for n in step.needs if n in values}
-                        shown = {n: _brief(v) for n, v in taken.items() if type(v) in _SCALARS}
-                        reason = found or reuse.why(step, parts, shown)
+                        reason = found or reuse.why(step, reuse.wanted(step, key, here, values))
                         break
                     heads.append(found)
         except _Opaque as culprit:
-            reason = f"no fingerprint: {' -> '.join(culprit.path)}"
+            reason = culprit.reason
         if reason:
             new = reason in ("never ran", "not cached")
             plan[step.name] = _StepPlan(step.name, "new" if new else "stale", reason)
@@ -3487,7 +3484,7 @@ class _Loop:
             prints = {name: mark for name, (mark, _) in marks.items()}
             key = reuse.key(step, prints)
         except _Opaque as culprit:
-            task.reason = f"no fingerprint: {' -> '.join(culprit.path)}"
+            task.reason = culprit.reason
             return False
         found = reuse.find(step, key)
         if isinstance(found, str) and not _inside.get():
@@ -3503,12 +3500,9 @@ class _Loop:
             run = _StepRun(step.name, "cached", saved=found.seconds, fingerprint=found.fingerprint)
             self.complete(task, _stored(reuse.store, found), run)
             return True
-        parts = reuse.parts(step, prints)
-        shown = {n: _brief(v) for n, v in args.items() if type(v) in _SCALARS}
-        task.reason = found or reuse.why(step, parts, shown)
+        head = reuse.wanted(step, key, prints, args)
+        task.reason = found or reuse.why(step, head)
         files = tuple([pair for _, paths in marks.values() for pair in paths])
-        outputs = dict.fromkeys(step.outputs, "")
-        head = _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
         doubt = key in reuse.distrusted
         task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
