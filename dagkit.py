@@ -1303,7 +1303,7 @@ class _Walk:
         self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
-        self.paths: list[tuple[str, str]] = []  # files that values name, and marks
+        self.files: dict[str, str] = {}  # that values name, and marks
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
 
     def look(self, get: Callable[..., Any], *where: Any) -> Any:
@@ -1373,7 +1373,7 @@ class _Walk:
             if self.in_code and value.is_dir():
                 return where
             token = _path_token(str(value))
-            self.paths.append((str(value), _short(token)))
+            self.files[f"file {value}"] = _short(token)
             return where + token
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
@@ -1665,16 +1665,16 @@ def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, byt
     return walk, token
 
 
-def _fingerprint(value: object, paths: list[tuple[str, str]] | None = None) -> str:
+def _fingerprint(value: object, files: dict[str, str] | None = None) -> str:
     """Return 64 hexadecimal digits that are equal exactly for values of equal type and content.
 
     Functions and classes of the project count with their code, installed ones by version. Raises
     `_Opaque` for what has no content to count: a lock, a connection, an open file, a generator.
-    Adds to ``paths`` the files that count by content.
+    Adds to ``files`` those that count by content.
     """
     walk, token = _walk({}, value)
-    if paths is not None:
-        paths += walk.paths
+    if files is not None:
+        files.update(walk.files)
     return hashlib.sha256(token + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
@@ -2898,6 +2898,7 @@ class _Made(NamedTuple):
 
     values: dict[str, Any]
     seconds: float
+    tried: bool = False  # to keep it, where it was made
 
 
 class _Job(NamedTuple):
@@ -2910,7 +2911,7 @@ class _Job(NamedTuple):
     # Where and under which head to keep the result; files that it was given, as they were before.
     store: Store | None = None
     head: _Head | None = None
-    files: tuple[tuple[str, str], ...] = ()
+    files: Mapping[str, str] = {}
     doubt: bool = False  # an entry of this key has proved bad: look whether this one can be loaded
     token: str = ""  # makes calls different for those who think that equal calls give equal results
 
@@ -2938,25 +2939,23 @@ def _work(job: _Job, *args: Any) -> Any:
     """
     step = job.step
     values = [value.load() if isinstance(value, _Lazy) else value for value in args]
-    before, keywords = _marks(values) if job.strict else [], {}
-    if step._keywords:
-        count = len(step._takes)
-        pairs = zip(step._keywords, values[count:], strict=True)
-        keywords, values[count:] = {argument: value for (argument, _), value in pairs}, []
+    before = _marks(values) if job.strict else []
+    count = len(step._takes)
+    named = zip(step._keywords, values[count:], strict=True)
+    keywords = {argument: value for (argument, _), value in named}
     began, token = _clock(), _inside.set(True)
     try:
-        result = step.function(*values, **keywords)
+        result = step.function(*values[:count], **keywords)
         if type(result) is CoroutineType:
             if not job.sent:
-                return _checked(step, result, before, [*values, *keywords.values()])
+                return _checked(step, result, before, values) if before else result
             import asyncio
 
             result = asyncio.run(result)
         seconds = _clock() - began
-        if before:
-            _check_unchanged(step, before, _marks([*values, *keywords.values()]))
+        _check_unchanged(step, before, values)
         made = _Made(_named_values(step, result), seconds)
-        return made if job.head is None else _kept(job, made)
+        return made if job.head is None else _kept(job, made)._replace(tried=True)
     except Exception as error:
         if job.home == os.getpid():
             raise
@@ -2965,20 +2964,16 @@ def _work(job: _Job, *args: Any) -> Any:
         _inside.reset(token)
 
 
-def _checked(step: Step, coroutine: Any, before: list[str], values: list[Any]) -> Any:
+async def _checked(step: Step, coroutine: Any, before: list[str], values: list[Any]) -> Any:
     """Look at the arguments of a strict pipeline again when the coroutine is over."""
-
-    async def run() -> Any:
-        result = await coroutine
-        _check_unchanged(step, before, _marks(values))
-        return result
-
-    return run() if before else coroutine
+    result = await coroutine
+    _check_unchanged(step, before, values)
+    return result
 
 
-def _check_unchanged(step: Step, before: list[str], after: list[str]) -> None:
+def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
     names = (*step._takes, *[name for _, name in step._keywords])
-    for name, old, new in zip(names, before, after, strict=True):
+    for name, old, new in zip(names, before, _marks(values) if before else (), strict=False):
         if old != new:
             what, advice = (
                 f"changed its argument '{name}' in place",
@@ -2992,7 +2987,7 @@ def _kept(job: _Job, made: _Made) -> _Made:
     if job.store is None or job.head is None:
         return made
     try:
-        if any(_named_mark(f"file {path}") != mark for path, mark in job.files):
+        if any(_named_mark(name) != mark for name, mark in job.files.items()):
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
@@ -3078,7 +3073,7 @@ class _Again(Exception):
 
 
 class _Pool:
-    """An executor, and what the loop has to know of it."""
+    """An executor, or None for the calling thread, and what the loop has to know of it."""
 
     def __init__(self, executor: Any) -> None:
         self.executor = executor
@@ -3092,7 +3087,7 @@ class _Pool:
         if self.client:
             workers = sum(self.client.nthreads().values()) or workers
         # Enough in flight to keep all workers busy, few enough for a map over a million elements.
-        self.limit = 4 * int(workers) + 4
+        self.limit = 4 * int(workers) + 4 if executor is not None else math.inf
 
     def submit(self, job: _Job, args: Sequence[Any]) -> Any:
         if self.here:
@@ -3139,33 +3134,46 @@ def _made_value(made: _Made, name: str) -> Any:
     return made.values[name]
 
 
+@dataclass(slots=True, eq=False)
 class _Task:
     """A call that the loop has to make: of a step, or for one element of a mapped one."""
 
-    __slots__ = (
-        "attempts", "began", "checks", "fan", "first", "index", "job", "lock", "reason", "step"
-    )  # fmt: skip
-
-    def __init__(self, step: Step, fan: _Fan | None = None, index: int = 0) -> None:
-        self.step, self.fan, self.index = step, fan, index
-        self.attempts = self.checks = 0
-        self.began = self.first = 0.0
-        self.job: _Job | None = None  # as it was prepared to be kept
-        self.reason = ""
-        self.lock: tuple[str, int] | None = None
+    step: Step
+    job: _Job
+    fan: _Fan | None = None
+    index: int = 0
+    attempts: int = 0
+    checks: int = 0  # of a sensor
+    first: float = 0.0  # when a sensor was checked first
+    began: float = 0.0
+    reason: str = ""
 
 
 class _Fan:
     """A mapped step that is running: its elements, and what it has made of each."""
 
-    def __init__(self, step: Step, elements: dict[str, Sequence[Any]]) -> None:
+    def __init__(self, step: Step, elements: Mapping[str, Sequence[Any]]) -> None:
         self.step, self.elements = step, elements
         self.size = self.left = len(next(iter(elements.values())))
+        self.rest = iter(range(self.size))  # what is there and was not yet taken up
         self.made: dict[str, list[Any]] = {name: [_ABSENT] * self.size for name in step.values}
-        self.next = 0  # the first element that was not yet taken up
         self.runs: list[_StepRun] = []
-        self.followers: list[_Fan] = []  # mapped over what this one makes, element by element
-        self.closed = False
+
+    def row(self, index: int) -> dict[str, Any]:
+        return {name: items[index] for name, items in self.elements.items()}
+
+    def sum(self) -> _StepRun:
+        """Sum up how the elements went."""
+        ran = [run for run in self.runs if run.status == "ran"]
+        return _StepRun(
+            self.step.name,
+            "ran" if ran or not self.runs else "cached",
+            sum(run.seconds for run in ran),
+            ran[0].reason if ran else "",
+            max((run.attempts for run in ran), default=1),
+            saved=sum(run.saved for run in self.runs),
+            fingerprint=_joined(run.fingerprint for run in self.runs) if self.step.cache else "",
+        )
 
 
 _ABSENT: Any = object()
@@ -3185,50 +3193,47 @@ class _Loop:
     """The ready/done loop: runs steps that may wait, overlap, be tried again, be reused or fail.
 
     Each step goes waiting -> ready -> running -> done. ``ready`` is a heap of tasks by urgency;
-    ``later`` a heap by time of what is to be tried again; ``done`` the queue into which futures
-    put themselves. The thread that called ``run()`` does all the rest.
+    ``later`` a heap by time of what is to be tried again; ``done`` the queue into which the tasks
+    in ``flight`` come. The thread that called ``run()`` does all the rest.
+
+    A mapped step over what a running one makes opens at once, and follows it element by element.
     """
 
     def __init__(self, order: _Order, values: dict[str, Any], start: int, policy: _Policy) -> None:
-        self.order, self.values, self.policy = order, values, policy
-        self.reuse = policy.reuse
-        self.pool = _Pool(policy.executor) if policy.executor is not None else None
+        self.values, self.policy, self.reuse = values, policy, policy.reuse
+        self.pool = _Pool(policy.executor)
         self.todo = order.steps[start:]
         self.steps: dict[str, _StepRun] = {}
-        self.by_name = {step.name: step for step in self.todo}
-        self.makers = {value: step.name for step in self.todo for value in step.values}
         self.failure: BaseException | None = None
-        self.home = os.getpid()
-        self.flight: dict[Any, _Task] = {}
+        self.flight: dict[_Task, Any] = {}  # to their futures
         self.count = itertools.count()
         self.over: deque[Step] = deque()  # steps for which the waiting is over
-        self.ready: list[tuple[bool, float, int, _Task | _Fan]] = []
+        self.ready: list[tuple[bool, float, int, _Task]] = []
         self.later: list[tuple[float, int, _Task]] = []
-        self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self.background = _EventLoopThread()
-        self.locked: set[_Task] = set()
-        self.fans: dict[str, _Fan] = {}
+        self.locks: dict[_Task, tuple[str, int]] = {}  # key and handle
+        self.fans: dict[str, _Fan] = {}  # mapped steps that are running
         # Of values in memory, until a step may have changed them: with the files that they name.
-        self.prints: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+        self.prints: dict[str, tuple[str, dict[str, str]]] = {}
+        made = ((value, step) for step in self.todo for value in step.values)
+        self.makers = {value: step for value, step in made if value not in order.given}
         # How many steps, and targets, still need each value; inputs stay with the run.
         self.uses = Counter([*order.targets, *values])
         self.waiting: dict[str, set[str]] = {}
         self.dependents: dict[str, list[Step]] = {}
-        uses, makers, given = self.uses, self.makers, order.given
+        uses, makers = self.uses, self.makers
         for step in self.todo:
-            waiting: set[str] = set()
             for name in step._needs:
                 uses[name] += 1
-                if name in makers and name not in given:
-                    waiting.add(makers[name])
-            self.waiting[step.name] = waiting
-            for maker in waiting:
+            self.waiting[step.name] = {makers[name].name for name in step._needs if name in makers}
+            for maker in self.waiting[step.name]:
                 self.dependents.setdefault(maker, []).append(step)
         self.urgency = self.measure()
 
     def measure(self) -> dict[str, float]:
         """Rank the steps, the lowest first: by their order, or by the longest way that remains."""
-        if self.pool is None:
+        if self.pool.executor is None:
             return {step.name: place for place, step in enumerate(self.todo)}
         heads = {s.name: self.reuse.store._newest(s.name) for s in self.todo if s.cache}
         known = {name: head.seconds for name, head in heads.items() if head is not None}
@@ -3253,15 +3258,22 @@ class _Loop:
         self.over.extend([step for step in rest if not self.waiting[step.name]])
         try:
             if first is not None:
-                task = _Task(self.todo[0])
-                task.attempts, task.began = 1, first[0]
-                self.receive(task, *first[1:])
+                task = self.task(self.todo[0])
+                task.attempts, (task.began, value, error) = 1, first
+                if error is None:
+                    self.receive(task, lambda: value)
+                else:
+                    self.stumble(task, error)
+                del (
+                    first,
+                    error,
+                )  # or the error's traceback would hold this frame, and that the error
             while self.flight or (self.failure is None and (self.over or self.ready or self.later)):
                 self.turn()
         finally:
-            for future in self.flight:
+            for future in self.flight.values():
                 future.cancel()
-            for task in [*self.locked]:
+            for task in [*self.locks]:
                 self.unlock(task)
             self.background.close()
         failure, self.failure = self.failure, None
@@ -3279,113 +3291,98 @@ class _Loop:
                 self.open(self.over.popleft())
             while self.later and self.later[0][0] <= _clock():
                 self.push(heapq.heappop(self.later)[2])
-            if self.ready and (self.pool is None or len(self.flight) < self.pool.limit):
-                self.begin(self.pop())
+            if self.ready and len(self.flight) < self.pool.limit:
+                task = heapq.heappop(self.ready)[-1]
+                if task.fan is not None:
+                    self.feed(task.fan)
+                self.begin(task)
                 if not self.flight or self.done.empty():
                     return
             elif self.later:
                 seconds = max(0.0, self.later[0][0] - _clock())
             elif not self.flight:
                 return
-        future = _wait(self.done, seconds)
-        if future is None:
+        task = _wait(self.done, seconds)
+        if task is None:
             return
-        task, result, error = self.flight.pop(future), None, None
-        if task.job is None or task.job.head is None:
+        if task.job.head is None:
             self.prints.clear()  # it may have changed what it was given, up to now
-        if self.failure is not None and future.cancelled():
+        if self.failure is not None and self.flight[task].cancelled():
+            del self.flight[task]
             self.unlock(task)
-            return
-        try:
-            job, client = task.job, self.pool.client if self.pool is not None else None
-            if client is None or not job or not job.sent or job.head or task.step._poke:
-                result = future.result()
-            elif (raised := future.exception()) is not None:
-                raise raised
-            else:  # the values stay on the cluster
-                used = [name for name in task.step.values if self.uses[name]]
-                remote = {name: _Remote(client, future, name) for name in used}
-                result = _Made(remote, _clock() - task.began)
-        except Exception as raised:
-            error = raised
-        del future
-        try:
-            self.receive(task, result, error)
-        finally:
-            del error, result
+        else:
+            self.receive(task, functools.partial(self.land, task))
 
-    def push(self, item: _Task | _Fan) -> None:
+    def task(self, step: Step, fan: _Fan | None = None, index: int = 0) -> _Task:
+        sent = self.pool.executor is not None and not step.local and not step._is_async
+        return _Task(step, _Job(step, self.policy.strict, os.getpid(), sent), fan, index)
+
+    def push(self, task: _Task) -> None:
         # Coroutines first: they hold nobody up, and overlap with all that follows.
-        rank = self.urgency[item.step.name]
-        heapq.heappush(self.ready, (not item.step._is_async, rank, next(self.count), item))
+        rank = self.urgency[task.step.name]
+        heapq.heappush(self.ready, (not task.step._is_async, rank, next(self.count), task))
 
     def push_later(self, task: _Task, seconds: float) -> None:
         heapq.heappush(self.later, (_clock() + seconds, next(self.count), task))
 
-    def pop(self) -> _Task:
-        item = heapq.heappop(self.ready)[-1]
-        if isinstance(item, _Task):
-            return item
-        task = _Task(item.step, item, item.next)
-        item.next += 1
-        if item.next < item.size:
-            self.push(item)
-        return task
+    def feed(self, fan: _Fan) -> None:
+        """Make the next element of a map ready: one by one, since there may be a million."""
+        for index in itertools.islice(fan.rest, 1):
+            self.push(self.task(fan.step, fan, index))
+
+    def follow(self, fan: _Fan, index: int) -> None:
+        """Make an element ready if all that is mapped over is there."""
+        if all(items[index] is not _ABSENT for items in fan.elements.values()):
+            self.push(self.task(fan.step, fan, index))
+
+    def settle(self, maker: str, step: Step) -> None:
+        """Strike a step from what another one waits for; the last one opens that."""
+        waiting = self.waiting[step.name]
+        if maker in waiting:
+            waiting.discard(maker)
+            if not waiting:
+                self.over.append(step)
 
     def open(self, step: Step) -> None:
         """Skip a step, or make its first call ready, now that all it waits for is over."""
-        streams = {n: self.fans[self.makers[n]] for n in step._over if self.streams(step, n)}
+        makers = {n: self.makers[n].name for n in step._over if n in self.makers}
+        running = {n: self.fans[maker] for n, maker in makers.items() if maker in self.fans}
         for name in step._needs:
-            if name not in self.values and name not in step._defaults and name not in streams:
-                self.finish(_StepRun(step.name, "skipped", reason=f"needs {self.makers[name]}"))
+            if name not in self.values and name not in step._defaults and name not in running:
+                why = f"needs {self.makers[name].name}"
+                self.finish(_StepRun(step.name, "skipped", reason=why))
                 return
         if not step._over:
-            self.push(_Task(step))
+            self.push(self.task(step))
             return
         try:
-            fan = _Fan(step, self.elements(step, streams))
+            fan = _Fan(step, self.elements(step, running))
         except _BadEntry as bad:
             self.distrust(bad)
         except Exception as error:
-            self.fail(_Task(step), error)
+            self.fail(self.task(step), error)
             return
         self.fans[step.name] = fan
-        for stream in streams.values():
-            stream.followers.append(fan)
         for dependent in self.dependents.get(step.name, ()):
-            if self.streams(dependent, step.name) and step.name in self.waiting[dependent.name]:
-                self.waiting[dependent.name].discard(step.name)
-                if not self.waiting[dependent.name]:
-                    self.over.append(dependent)
+            # Does it take all that it needs of this one element by element?
+            if all(n in dependent._over for n in dependent._needs if self.makers.get(n) is step):
+                self.settle(step.name, dependent)
         if fan.size == 0:
             self.collect(fan)
-        elif not streams:
-            self.push(fan)
+        elif not running:
+            self.feed(fan)
         else:
-            for index in range(fan.size):
+            for index in fan.rest:
                 self.follow(fan, index)
 
-    def streams(self, step: Step, name: str) -> bool:
-        """Tell whether a mapped step can take a running mapped step's values one by one."""
-        return (
-            name in step._over
-            and self.makers.get(name) in self.fans
-            and self.makers[name] not in self.steps
-            and name not in self.order.given
-        )
-
-    def follow(self, fan: _Fan, index: int) -> None:
-        if not fan.closed and all(values[index] is not _ABSENT for values in fan.elements.values()):
-            self.push(_Task(fan.step, fan, index))
-
-    def elements(self, step: Step, streams: Mapping[str, _Fan]) -> dict[str, Sequence[Any]]:
+    def elements(self, step: Step, running: Mapping[str, _Fan]) -> dict[str, Sequence[Any]]:
         """Return the lists that a mapped step goes through side by side; of equal length."""
         lists: dict[str, Sequence[Any]] = {}
         for name in step._over:
-            if name in streams:
-                lists[name] = streams[name].made[name]
+            value = self.values[name] if name in self.values else step._defaults.get(name)
+            if name in running:
+                lists[name] = running[name].made[name]
                 continue
-            value = self.values[name] if name in self.values else step._defaults[name]
             if isinstance(value, _Mapped):
                 lists[name] = value.items
                 continue
@@ -3403,82 +3400,77 @@ class _Loop:
 
     def begin(self, task: _Task) -> None:
         """Reuse or call a step, or one element of it."""
-        if task.fan is not None and task.fan.closed:
-            return
         step, values, fan = task.step, self.values, task.fan
+        if step.name in self.steps:  # another element has ended it
+            return
         # An argument whose step was skipped or failed takes its default.
         args = {n: values[n] if n in values else step._defaults.get(n) for n in step._needs}
         if fan is not None:
-            args |= {name: items[task.index] for name, items in fan.elements.items()}
+            args |= fan.row(task.index)
         if step.cache and self.reused(task, args):  # at each try: a value may have changed since
             return
         task.attempts += 1
-        if task.job is None:
-            task.job = self.job(step)
-        sent = task.job.sent
+        job = task.job
         if self.policy.listeners and task.attempts == 1 and not task.checks:
-            kind = "step submitted" if sent else "step started"
+            kind = "step submitted" if job.sent else "step started"
             self.emit(kind, step.name, task, reason=task.reason)
-        if self.reuse.made and (not sent or (self.pool and self.pool.threads)):
-            if task.job.head is None:
+        if self.reuse.made and (not job.sent or self.pool.threads):
+            if job.head is None:
                 self.prints.clear()  # it may change what it is given
             else:
                 # Another step, another element or another try may need it as it was.
                 again = step.retries or fan is not None
                 shared = {name for name in args if again or self.uses[name] > 1}
                 args |= {n: _private_copy(args[n]) for n in shared if type(args[n]) not in _SCALARS}
-        listed = [*map(args.__getitem__, step._takes)]
-        if step._keywords:
-            listed += [args[name] for _, name in step._keywords]
-        args.clear()
-        task.began, result, error = _clock(), None, None
-        try:
-            if sent and self.pool:
-                self.fly(task, self.pool.submit(task.job, listed))
-                return
-            result = _work(task.job, *listed)
-        except _BadEntry as bad:
-            self.distrust(bad)
-        except Exception as raised:
-            error = raised
-        del listed
-        try:
-            self.receive(task, result, error)
-        finally:
-            del error, result  # or the traceback would hold this frame, and that the values
+        listed = [*map(args.__getitem__, step._takes), *[args[name] for _, name in step._keywords]]
+        call = functools.partial(self.send, task) if job.sent else functools.partial(_work, job)
+        task.began = _clock()
+        self.receive(task, functools.partial(call, *listed))
 
-    def job(self, step: Step) -> _Job:
-        sent = self.pool is not None and not step.local and not step._is_async
-        return _Job(step, self.policy.strict, self.home, sent)
+    def send(self, task: _Task, *args: Any) -> None:
+        self.fly(task, self.pool.submit(task.job, args))
 
     def fly(self, task: _Task, future: Any) -> None:
-        self.flight[future] = task
-        future.add_done_callback(self.done.put)
+        put, self.flight[task] = self.done.put, future
+        future.add_done_callback(lambda _: put(task))
+
+    def land(self, task: _Task) -> Any:
+        """Return what a call in flight has made, or raise what it has raised."""
+        job, future, client = task.job, self.flight.pop(task), self.pool.client
+        try:
+            stays = client is not None and job.sent and not job.head and not job.step._poke
+            if not stays or future.exception() is not None:
+                return future.result()
+            used = [name for name in job.step.values if self.uses[name]]
+            remote = {name: _Remote(client, future, name) for name in used}
+            return _Made(remote, _clock() - task.began)
+        finally:
+            del future  # or the traceback of what it has raised would hold it, and that the error
 
     def distrust(self, bad: _BadEntry) -> NoReturn:
         """Begin the run again without an entry whose payload has proved bad."""
         self.reuse.distrusted.add(bad.key)
         raise _Again from None
 
-    def fingerprint(self, name: str, value: Any) -> tuple[str, list[tuple[str, str]]]:
+    def fingerprint(self, name: str, value: Any) -> tuple[str, dict[str, str]]:
         """Give the fingerprint of a value, and the files it names as they were; or ``_Opaque``."""
-        if isinstance(value, _Stored):
-            named = value.head.named.items()
-            return value.fingerprint, [(n[5:], mark) for n, mark in named if n[:5] == "file "]
         if isinstance(value, _Lazy):
-            return value.fingerprint, []
-        if self.values.get(name) is not value:  # an element, or the default in place of a value
-            paths: list[tuple[str, str]] = []
-            return _fingerprint(value, paths), paths
-        if name not in self.prints:
-            paths = []
-            self.prints[name] = _fingerprint(value, paths), paths
-        return self.prints[name]
+            named = value.head.named if isinstance(value, _Stored) else {}
+            return value.fingerprint, {n: mark for n, mark in named.items() if n[:5] == "file "}
+        # Not of an element, or the default in place of a value.
+        is_value = self.values.get(name) is value
+        if is_value and name in self.prints:
+            return self.prints[name]
+        files: dict[str, str] = {}
+        found = _fingerprint(value, files), files
+        if is_value:
+            self.prints[name] = found
+        return found
 
     def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
         """Look a cached step up; True if that settles it for now: a hit, or another runs it."""
         reuse, step = self.reuse, task.step
-        task.job = None  # of the try before, whose key may be another
+        task.job = task.job._replace(head=None)  # of the try before, whose key may be another
         try:
             marks = {name: self.fingerprint(name, value) for name, value in args.items()}
             prints = {name: mark for name, (mark, _) in marks.items()}
@@ -3493,8 +3485,7 @@ class _Loop:
                 self.prints.clear()  # a file may change meanwhile
                 self.push_later(task, 0.02)
                 return True
-            task.lock = key, lock
-            self.locked.add(task)
+            self.locks[task] = key, lock
             found = reuse.find(step, key)
         if not isinstance(found, str):
             run = _StepRun(step.name, "cached", saved=found.seconds, fingerprint=found.fingerprint)
@@ -3502,52 +3493,52 @@ class _Loop:
             return True
         head = reuse.wanted(step, key, prints, args)
         task.reason = found or reuse.why(step, head)
-        files = tuple([pair for _, paths in marks.values() for pair in paths])
+        files = {name: mark for _, named in marks.values() for name, mark in named.items()}
         doubt = key in reuse.distrusted
-        task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
+        task.job = task.job._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
 
     def unlock(self, task: _Task) -> None:
-        if task.lock is not None:
-            self.reuse.store._unlock(*task.lock)
-            task.lock = None
-            self.locked.discard(task)
+        if task in self.locks:
+            self.reuse.store._unlock(*self.locks.pop(task))
 
-    def receive(self, task: _Task, result: Any, error: Exception | None) -> None:
-        """Take what a call has returned or raised."""
+    def receive(self, task: _Task, call: Callable[[], Any]) -> None:
+        """Take what a call returns or raises; None: it is in flight now."""
         step = task.step
-        if type(result) is CoroutineType:
-            token = _inside.set(True)  # the task of the event loop begins with a copy of this
-            self.fly(task, self.background.submit(result))
-            _inside.reset(token)
+        try:
+            result = call()
+            if result is None and task in self.flight:
+                return
+            if type(result) is CoroutineType:
+                token = _inside.set(True)  # the task of the event loop begins with a copy of this
+                self.fly(task, self.background.submit(result))
+                _inside.reset(token)
+                return
+            if type(result) is not _Made:  # of the plain loop, or of the event loop
+                result = _Made(_named_values(step, result), _clock() - task.began)
+            if step._poke is not None and not result.values[step.name]:
+                self.poke_again(task, *step._poke)
+                return
+            if not result.tried:
+                result = _kept(task.job, result)
+            value = result.values.get(step.name) if step.cache else None
+            mark = value.fingerprint if isinstance(value, _Stored) else ""
+        except _BadEntry as bad:
+            self.distrust(bad)
+        except Exception as error:
+            self.stumble(task, error)
             return
-        if isinstance(error, _BadEntry):
-            self.distrust(error)
-        if error is None:
-            try:
-                job, keep = task.job, task.job is not None and task.job.head is not None
-                if type(result) is not _Made:  # of the plain loop, or of the event loop
-                    result = _Made(_named_values(step, result), _clock() - task.began)
-                elif self.pool is None or self.pool.here or not task.job or not task.job.sent:
-                    keep = False  # that was done where it ran
-                if step._poke is not None and not result.values[step.name]:
-                    self.poke_again(task, *step._poke)
-                    return
-                if job is not None and keep:
-                    result = _kept(job, result)
-                value = result.values.get(step.name) if step.cache else None
-                mark = value.fingerprint if isinstance(value, _Stored) else ""
-            except Exception as wrong:
-                error = wrong
-        if error is None:
-            facts = (result.seconds, task.reason, task.attempts, None, 0.0, mark)
-            self.complete(task, result.values, _StepRun(step.name, "ran", *facts))
-            return
+        facts = (result.seconds, task.reason, task.attempts, None, 0.0, mark)
+        self.complete(task, result.values, _StepRun(step.name, "ran", *facts))
+
+    def stumble(self, task: _Task, error: Exception) -> None:
+        """Skip a step, try it again or let it fail, as what it has raised says."""
+        step = task.step
         self.unlock(task)
-        where = f"element {task.index}: " if task.fan else ""
         if isinstance(error, Skip):
+            why = f"element {task.index}: {error}" if task.fan else str(error)
             seconds = _clock() - task.began
-            self.finish(_StepRun(step.name, "skipped", seconds, f"{where}{error}", task.attempts))
+            self.finish(_StepRun(step.name, "skipped", seconds, why, task.attempts))
         elif task.attempts <= step.retries and not isinstance(error, ResultError | MutationError):
             self.emit("step retried", step.name, task, error=_error_line(error))
             self.push_later(task, step.retry_delay * step.retry_backoff ** (task.attempts - 1))
@@ -3573,59 +3564,46 @@ class _Loop:
 
     def complete(self, task: _Task, made: Mapping[str, Any], run: _StepRun) -> None:
         """Take the values of a call that has ended well."""
-        if task.lock is not None:
-            self.unlock(task)
+        self.unlock(task)
         fan = task.fan
         if fan is None:
             self.keep(made)
             self.finish(run)
-            return
-        if fan.closed:
-            return
-        for name, items in fan.made.items():
-            items[task.index] = made.get(name)
-        fan.left -= 1
-        fan.runs.append(run)
-        self.emit("map progress", run.name, task, status=run.status)
-        for follower in fan.followers:
-            self.follow(follower, task.index)
-        if fan.left == 0:
-            self.collect(fan)
+        elif run.name not in self.steps:  # else another element has ended it
+            for name, items in fan.made.items():
+                items[task.index] = made.get(name)
+            fan.left -= 1
+            fan.runs.append(run)
+            self.emit("map progress", run.name, task, status=run.status)
+            for step in self.dependents.get(run.name, ()):
+                if step.name in self.fans:
+                    self.follow(self.fans[step.name], task.index)
+            if fan.left == 0:
+                self.collect(fan)
 
     def collect(self, fan: _Fan) -> None:
         """Put the values of all elements into lists; the step is over."""
         for name, items in fan.made.items():
             lazy = any(isinstance(item, _Lazy) for item in items)
             self.keep({name: _Mapped(items) if lazy else items})
-        ran = [run for run in fan.runs if run.status == "ran"]
-        mark = _joined(run.fingerprint for run in fan.runs) if fan.step.cache else ""
-        run = _StepRun(
-            fan.step.name,
-            "ran" if ran or not fan.runs else "cached",
-            sum(run.seconds for run in ran),
-            ran[0].reason if ran else "",
-            max((run.attempts for run in ran), default=1),
-            saved=sum(run.saved for run in fan.runs),
-            fingerprint=mark,
-        )
-        self.finish(run)
+        self.finish(fan.sum())
 
     def keep(self, made: Mapping[str, Any]) -> None:
         for name, value in made.items():
-            if self.uses[name] and name not in self.order.given:
+            if self.uses[name] and name in self.makers:  # else it was given
                 self.values[name] = value
 
     def fail(self, task: _Task, error: Exception) -> None:
         step = task.step
         if type(error).__name__ in _LOST:
-            names = sorted({step.name, *[other.step.name for other in self.flight.values()]})
+            names = sorted({step.name, *[other.step.name for other in self.flight]})
             error = WorkerError(
                 f"a worker process died while it ran {_listed(map(repr, names))}\n"
                 f"  {step.definition}\n  {_error_line(error)}\n  a script that starts processes "
                 "needs `if __name__ == '__main__':`; else see what kills it, such as memory",
                 step=step.name,
             )
-        elif task.job and task.job.sent and _is_about_sending(step, error):
+        elif task.job.sent and _is_about_sending(step, error):
             error = step._error(
                 f"cannot be sent to another process: {_error_line(error)}",
                 "define it at the level of a module, use loky or Dask, which send code too, or "
@@ -3635,11 +3613,11 @@ class _Loop:
         else:
             values = {n: self.values[n] for n in step.needs if n in self.values}
             if task.fan is not None:
-                values |= {n: items[task.index] for n, items in task.fan.elements.items()}
+                values |= task.fan.row(task.index)
             _add_note(error, step, values, f", element {task.index}" if task.fan else "")
         if not self.policy.keep_going and self.failure is None:
             self.failure = error
-            for future in self.flight:
+            for future in self.flight.values():
                 future.cancel()
         seconds = _clock() - task.began
         self.finish(_StepRun(step.name, "failed", seconds, "", task.attempts, error))
@@ -3653,22 +3631,17 @@ class _Loop:
             facts = run._asdict() | {"error": _error_line(run.error)}
             del facts["name"]
             self.emit("step finished", run.name, **facts)
-        for name in self.by_name[run.name]._needs:
+        for name in self.makers[run.name]._needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
                 self.prints.pop(name, None)
-        if run.name in self.fans:
-            fan = self.fans[run.name]
-            fan.closed = True
-            for follower in fan.followers if run.status in ("failed", "skipped") else ():
-                follower.closed = True
-                self.finish(_StepRun(follower.step.name, "skipped", reason=f"needs {run.name}"))
+        self.fans.pop(run.name, None)
         for step in self.dependents.get(run.name, ()):
-            if run.name in self.waiting[step.name]:
-                self.waiting[step.name].discard(run.name)
-                if not self.waiting[step.name]:
-                    self.over.append(step)
+            if step.name in self.fans and run.status in ("failed", "skipped"):
+                self.finish(_StepRun(step.name, "skipped", reason=f"needs {run.name}"))
+            else:
+                self.settle(run.name, step)
 
 
 # What the executors raise when a worker process has died.
