@@ -2916,6 +2916,9 @@ class _Job(NamedTuple):
     token: str = ""  # makes calls different for those who think that equal calls give equal results
 
 
+_NO_JOB = _Job(Step(len))  # of a task that has not begun
+
+
 # Whether this thread is inside a step. A pipeline that a step runs never waits for a lock, since
 # who holds it may be waiting for this step.
 _inside: ContextVar[bool] = ContextVar("dagkit_inside", default=False)
@@ -2940,12 +2943,13 @@ def _work(job: _Job, *args: Any) -> Any:
     step = job.step
     values = [value.load() if isinstance(value, _Lazy) else value for value in args]
     before = _marks(values) if job.strict else []
-    count = len(step._takes)
-    named = zip(step._keywords, values[count:], strict=True)
-    keywords = {argument: value for (argument, _), value in named}
+    by_place, keywords = values, dict[str, Any]()
+    if step._keywords:
+        by_place, by_name = values[: len(step._takes)], values[len(step._takes) :]
+        keywords = dict(zip([name for name, _ in step._keywords], by_name, strict=True))
     began, token = _clock(), _inside.set(True)
     try:
-        result = step.function(*values[:count], **keywords)
+        result = step.function(*by_place, **keywords)
         if type(result) is CoroutineType:
             if not job.sent:
                 return _checked(step, result, before, values) if before else result
@@ -2953,7 +2957,8 @@ def _work(job: _Job, *args: Any) -> Any:
 
             result = asyncio.run(result)
         seconds = _clock() - began
-        _check_unchanged(step, before, values)
+        if before:
+            _check_unchanged(step, before, values)
         made = _Made(_named_values(step, result), seconds)
         return made if job.head is None else _kept(job, made)._replace(tried=True)
     except Exception as error:
@@ -2973,7 +2978,7 @@ async def _checked(step: Step, coroutine: Any, before: list[str], values: list[A
 
 def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
     names = (*step._takes, *[name for _, name in step._keywords])
-    for name, old, new in zip(names, before, _marks(values) if before else (), strict=False):
+    for name, old, new in zip(names, before, _marks(values), strict=True):
         if old != new:
             what, advice = (
                 f"changed its argument '{name}' in place",
@@ -3139,9 +3144,9 @@ class _Task:
     """A call that the loop has to make: of a step, or for one element of a mapped one."""
 
     step: Step
-    job: _Job
     fan: _Fan | None = None
     index: int = 0
+    job: _Job = _NO_JOB
     attempts: int = 0
     checks: int = 0  # of a sensor
     first: float = 0.0  # when a sensor was checked first
@@ -3258,7 +3263,7 @@ class _Loop:
         self.over.extend([step for step in rest if not self.waiting[step.name]])
         try:
             if first is not None:
-                task = self.task(self.todo[0])
+                task = _Task(self.todo[0])
                 task.attempts, (task.began, value, error) = 1, first
                 if error is None:
                     self.receive(task, lambda: value)
@@ -3311,11 +3316,11 @@ class _Loop:
             del self.flight[task]
             self.unlock(task)
         else:
-            self.receive(task, functools.partial(self.land, task))
+            self.receive(task, self.land, task)
 
-    def task(self, step: Step, fan: _Fan | None = None, index: int = 0) -> _Task:
+    def job(self, step: Step) -> _Job:
         sent = self.pool.executor is not None and not step.local and not step._is_async
-        return _Task(step, _Job(step, self.policy.strict, os.getpid(), sent), fan, index)
+        return _Job(step, self.policy.strict, os.getpid(), sent)
 
     def push(self, task: _Task) -> None:
         # Coroutines first: they hold nobody up, and overlap with all that follows.
@@ -3327,13 +3332,13 @@ class _Loop:
 
     def feed(self, fan: _Fan) -> None:
         """Make the next element of a map ready: one by one, since there may be a million."""
-        for index in itertools.islice(fan.rest, 1):
-            self.push(self.task(fan.step, fan, index))
+        if (index := next(fan.rest, None)) is not None:
+            self.push(_Task(fan.step, fan, index))
 
     def follow(self, fan: _Fan, index: int) -> None:
         """Make an element ready if all that is mapped over is there."""
         if all(items[index] is not _ABSENT for items in fan.elements.values()):
-            self.push(self.task(fan.step, fan, index))
+            self.push(_Task(fan.step, fan, index))
 
     def settle(self, maker: str, step: Step) -> None:
         """Strike a step from what another one waits for; the last one opens that."""
@@ -3353,14 +3358,14 @@ class _Loop:
                 self.finish(_StepRun(step.name, "skipped", reason=why))
                 return
         if not step._over:
-            self.push(self.task(step))
+            self.push(_Task(step))
             return
         try:
             fan = _Fan(step, self.elements(step, running))
         except _BadEntry as bad:
             self.distrust(bad)
         except Exception as error:
-            self.fail(self.task(step), error)
+            self.fail(_Task(step), error)
             return
         self.fans[step.name] = fan
         for dependent in self.dependents.get(step.name, ()):
@@ -3410,7 +3415,7 @@ class _Loop:
         if step.cache and self.reused(task, args):  # at each try: a value may have changed since
             return
         task.attempts += 1
-        job = task.job
+        job = task.job = self.job(step) if task.job is _NO_JOB else task.job
         if self.policy.listeners and task.attempts == 1 and not task.checks:
             kind = "step submitted" if job.sent else "step started"
             self.emit(kind, step.name, task, reason=task.reason)
@@ -3422,12 +3427,16 @@ class _Loop:
                 again = step.retries or fan is not None
                 shared = {name for name in args if again or self.uses[name] > 1}
                 args |= {n: _private_copy(args[n]) for n in shared if type(args[n]) not in _SCALARS}
-        listed = [*map(args.__getitem__, step._takes), *[args[name] for _, name in step._keywords]]
-        call = functools.partial(self.send, task) if job.sent else functools.partial(_work, job)
+        listed = [args[name] for name in step._takes]
+        if step._keywords:
+            listed += [args[name] for _, name in step._keywords]
         task.began = _clock()
-        self.receive(task, functools.partial(call, *listed))
+        if job.sent:
+            self.receive(task, self.send, task, listed)
+        else:
+            self.receive(task, _work, job, *listed)
 
-    def send(self, task: _Task, *args: Any) -> None:
+    def send(self, task: _Task, args: Sequence[Any]) -> None:
         self.fly(task, self.pool.submit(task.job, args))
 
     def fly(self, task: _Task, future: Any) -> None:
@@ -3453,10 +3462,9 @@ class _Loop:
         raise _Again from None
 
     def fingerprint(self, name: str, value: Any) -> tuple[str, dict[str, str]]:
-        """Give the fingerprint of a value, and the files it names as they were; or ``_Opaque``."""
+        """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
         if isinstance(value, _Lazy):
-            named = value.head.named if isinstance(value, _Stored) else {}
-            return value.fingerprint, {n: mark for n, mark in named.items() if n[:5] == "file "}
+            return value.fingerprint, value.head.named if isinstance(value, _Stored) else {}
         # Not of an element, or the default in place of a value.
         is_value = self.values.get(name) is value
         if is_value and name in self.prints:
@@ -3470,7 +3478,7 @@ class _Loop:
     def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
         """Look a cached step up; True if that settles it for now: a hit, or another runs it."""
         reuse, step = self.reuse, task.step
-        task.job = task.job._replace(head=None)  # of the try before, whose key may be another
+        task.job = _NO_JOB  # not that of the try before, whose key may be another
         try:
             marks = {name: self.fingerprint(name, value) for name, value in args.items()}
             prints = {name: mark for name, (mark, _) in marks.items()}
@@ -3493,20 +3501,21 @@ class _Loop:
             return True
         head = reuse.wanted(step, key, prints, args)
         task.reason = found or reuse.why(step, head)
-        files = {name: mark for _, named in marks.values() for name, mark in named.items()}
+        named = [pair for _, names in marks.values() for pair in names.items()]
+        files = {name: mark for name, mark in named if name[:5] == "file "}
         doubt = key in reuse.distrusted
-        task.job = task.job._replace(store=reuse.store, head=head, files=files, doubt=doubt)
+        task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
 
     def unlock(self, task: _Task) -> None:
         if task in self.locks:
             self.reuse.store._unlock(*self.locks.pop(task))
 
-    def receive(self, task: _Task, call: Callable[[], Any]) -> None:
+    def receive(self, task: _Task, call: Callable[..., Any], *args: Any) -> None:
         """Take what a call returns or raises; None: it is in flight now."""
         step = task.step
         try:
-            result = call()
+            result = call(*args)
             if result is None and task in self.flight:
                 return
             if type(result) is CoroutineType:
