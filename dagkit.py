@@ -58,29 +58,12 @@ import typing
 import warnings
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
-from collections.abc import (
-    Callable,
-    Collection,
-    Coroutine,
-    Hashable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from keyword import iskeyword
-from types import (
-    AsyncGeneratorType,
-    CoroutineType,
-    FunctionType,
-    GeneratorType,
-    MappingProxyType,
-    MethodType,
-    ModuleType,
-)
+from types import CoroutineType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 try:
@@ -337,6 +320,33 @@ _NO_DEFAULTS: dict[str, Any] = {}  # one for all: fewer objects make a large bui
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and value >= 0
+
+
+def _is_renaming(value: object) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for pair in value.items() for name in pair)
+    )
+
+
+# What each option has to be: a test, and the same in words.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # A string would fall apart into letters.
+    "outputs": (lambda x: isinstance(x, tuple | list), "a tuple such as ('train', 'test')"),
+    "args": (_is_renaming, "a dict: argument -> value it takes"),
+    "map": (lambda x: isinstance(x, str | tuple), "the name of an argument, or a tuple"),
+    "cache": (lambda x: isinstance(x, bool | timedelta), "True, False or a timedelta"),
+    "version": (lambda x: isinstance(x, Hashable), "something hashable"),
+    "retries": (lambda x: type(x) is int and x >= 0, "a number of extra tries, 0 or more"),
+    "retry_delay": (_is_amount, "seconds, 0 or more"),
+    "retry_backoff": (_is_amount, "a factor, 0 or more"),
+    "local": (lambda x: isinstance(x, bool), "True or False"),
+}
+_OPTIONS = ("name", *_CHECKS)  # in one order: a pickled step does not depend on hash seeds
+
+
 def _signature(function: Callable[..., Any]) -> _Signature:
     """Read a signature; from the code object of a plain function, at a 20th of the cost."""
     odd = function.__dict__ if type(function) is FunctionType else ("__wrapped__",)
@@ -460,11 +470,8 @@ class Step:
         needs = takes + keywords
         if args:
             extra = tuple(name for name in args if name not in needs)
-            if extra and not flags & _VARIADIC:
-                wrong = _listed(map(repr, extra))
-                raise self._error(
-                    f"has no argument {wrong}, which args= names", _hint(extra, needs)
-                )
+            if not flags & _VARIADIC:
+                self._check_arguments("args", extra, needs)
             insisted = {args.get(n, n) for n in needs + extra if n not in defaults}
             defaults = {args.get(n, n): d for n, d in defaults.items()}
             defaults = {n: d for n, d in defaults.items() if n not in insisted}
@@ -475,9 +482,7 @@ class Step:
         if self.map:
             over = (self.map,) if isinstance(self.map, str) else self.map
             lacking = [name for name in over if args.get(name, name) not in needs]
-            if lacking:
-                text = f"has no argument {_listed(map(repr, lacking))}, which map= names"
-                raise self._error(text, _hint(lacking, needs))
+            self._check_arguments("map", lacking, needs)
             over = tuple([args.get(name, name) for name in over])
         put(self, "_over", over)
         put(self, "_takes", takes)
@@ -491,15 +496,25 @@ class Step:
         options = {name: getattr(self, name) for name in (*_OPTIONS, "_poke")}
         return functools.partial(Step, **options), (self.function,)
 
-    def _error(self, what: str, expected: str) -> StepError:
-        text = f"step '{self.name}' {what}\n  {self.definition}\n  {expected.strip()}"
-        return StepError(text, step=self.name)
+    def _error(
+        self, what: str, advice: str, kind: type[DagkitError] = StepError, **facts: object
+    ) -> DagkitError:
+        """Say what is wrong with this step, where it is defined, and what to do."""
+        text = f"step '{self.name}' {what}\n  {self.definition}\n  {advice.strip()}"
+        return kind(text, step=self.name, **facts)
+
+    def _check_arguments(self, option: str, lacking: Sequence[str], known: Collection[str]) -> None:
+        if lacking:
+            wrong = _listed(map(repr, lacking))
+            raise self._error(
+                f"has no argument {wrong}, which {option}= names", _hint(lacking, known)
+            )
 
     def _check_options(self) -> None:
-        if not isinstance(self.outputs, tuple | list):  # a string would fall apart into letters
-            raise self._error(
-                f"has outputs={_brief(self.outputs)}", "expected a tuple such as ('train', 'test')"
-            )
+        for option, (is_good, expected) in _CHECKS.items():
+            if not is_good(getattr(self, option)):
+                shown = f"has {option}={_brief(getattr(self, option))}"
+                raise self._error(shown, f"expected {expected}")
         object.__setattr__(self, "outputs", tuple(self.outputs))
         for name in self.values:
             if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
@@ -507,32 +522,6 @@ class Step:
                     f"makes a value named {name!r}, which no argument can be called",
                     "expected a name such as 'clean': @step(name=...) or Step(..., name=...)",
                 )
-        count, delay, factor = self.retries, self.retry_delay, self.retry_backoff
-        for option, good, expected in (
-            (
-                "args",
-                self.args is None
-                or (
-                    isinstance(self.args, Mapping)
-                    and all(isinstance(n, str) for pair in self.args.items() for n in pair)
-                ),
-                "a dict: argument -> value it takes",
-            ),
-            ("local", isinstance(self.local, bool), "True or False"),
-            ("map", isinstance(self.map, str | tuple), "the name of an argument, or a tuple"),
-            ("cache", isinstance(self.cache, bool | timedelta), "True, False or a timedelta"),
-            ("version", isinstance(self.version, Hashable), "something hashable"),
-            ("retries", type(count) is int and count >= 0, "a number of extra tries, 0 or more"),
-            ("retry_delay", isinstance(delay, int | float) and delay >= 0, "seconds, 0 or more"),
-            (
-                "retry_backoff",
-                isinstance(factor, int | float) and factor >= 0,
-                "a factor, 0 or more",
-            ),
-        ):
-            if not good:
-                shown = f"has {option}={_brief(getattr(self, option))}"
-                raise self._error(shown, f"expected {expected}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -560,7 +549,6 @@ class Step:
 
 
 _NO_OPTIONS: tuple[Any, ...] = ((), None, (), False, None, 0, 0.0, 1.0, False)
-_OPTIONS = frozenset(f.name for f in fields(Step) if f.init and f.name[0] != "_") - {"function"}
 
 
 @overload
@@ -664,12 +652,11 @@ def sensor(
     'arrived'
     """
     for option, number in (("poke_interval", poke_interval), ("timeout", timeout)):
-        if not isinstance(number, int | float) or number < 0:
+        if not _is_amount(number):
             raise StepError(f"@sensor has {option}={_brief(number)}; expected seconds, 0 or more")
     if not {"cache", "map"}.isdisjoint(options):
-        raise StepError(
-            "@sensor has no option 'cache' or 'map': what it looks at changes by itself"
-        )
+        reason = "what it looks at changes by itself"
+        raise StepError(f"@sensor has no option 'cache' or 'map': {reason}")
     return _marked(function, "sensor", options, (poke_interval, timeout, soft_fail))
 
 
@@ -1081,11 +1068,11 @@ _FACTS = operator.attrgetter(
 
 
 class _Opaque(Exception):
-    """Something that cannot be fingerprinted; `path` leads to it."""
+    """Something that cannot be fingerprinted; ``args`` are the names that lead to it."""
 
     @property
-    def path(self) -> tuple[str, ...]:
-        return self.args
+    def reason(self) -> str:
+        return f"no fingerprint: {' -> '.join(self.args)}"
 
 
 def _type_name(kind: type) -> str:
@@ -1243,10 +1230,8 @@ def _packages(name: str, file: str | None) -> dict[str, str] | None:
     *above, inside = re.split(r"[/\\](?:site|dist)-packages[/\\]", file)
     if not above:
         return {} if file.startswith(os.path.dirname(os.__file__) + os.sep) else None
-    import importlib.metadata
-
     top = re.split(r"[./\\]", inside)[0]
-    found = {x: importlib.metadata.version(x) for x in _distributions().get(top, ())}
+    found = {x: _version(x) for x in _distributions().get(top, ())}
     loaded = getattr(sys.modules.get(top), "__dict__", {}).get("__version__")
     if isinstance(loaded, str) and loaded not in found.values():
         found[f"{top} (loaded)"] = loaded  # it may have been upgraded on disk since
@@ -1332,7 +1317,7 @@ class _Walk:
         self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
-        self.paths: list[tuple[str, str]] = []  # files that values name, and marks
+        self.files: dict[str, str] = {}  # that values name, and marks
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
 
     def look(self, get: Callable[..., Any], *where: Any) -> Any:
@@ -1402,7 +1387,7 @@ class _Walk:
             if self.in_code and value.is_dir():
                 return where
             token = _path_token(str(value))
-            self.paths.append((str(value), _short(token)))
+            self.files[f"file {value}"] = _short(token)
             return where + token
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
@@ -1432,15 +1417,8 @@ class _Walk:
             columns = [value.get_level_values(i) for i in range(value.nlevels)]
         else:
             columns = [value.array]
-        names = (
-            "columns",
-            "index",
-            "names",
-            "name",
-            "freqstr",
-            "attrs",
-            *getattr(value, "_metadata", ()),
-        )
+        names = ("columns", "index", "names", "name", "freqstr", "attrs")
+        names += tuple(getattr(value, "_metadata", ()))
         about = [kind, *(getattr(value, name, None) for name in names)]
         about.append(getattr(getattr(value, "flags", None), "allows_duplicate_labels", None))
         for column in columns:
@@ -1474,7 +1452,7 @@ class _Walk:
         try:
             return _digest("object", *map(self.token, (kind, function, arguments, state, *lists)))
         except _Opaque as error:
-            raise _Opaque(_type_name(kind), *error.path) from error
+            raise _Opaque(_type_name(kind), *error.args) from error
 
     # Code
 
@@ -1497,10 +1475,13 @@ class _Walk:
         else:
             kind, name = "helper", value.__code__.co_qualname
             known = library and not (value.__closure__ or vars(value))
-        if known:
+        if known and value is not self.root:
             return b"@" + _text([kind, home, name])
         label = self.claim(kind, home, name) if value is not self.root else value.__name__
-        self.queue.append((label, value))
+        if known:  # a step of the library's: its name and the version say all
+            self.parts[label] = f"{home}.{name}"
+        else:
+            self.queue.append((label, value))
         return b"@" + _text(label)
 
     def claim(self, kind: str, home: str, name: str) -> str:
@@ -1543,7 +1524,7 @@ class _Walk:
         try:
             token = self.token(value)
         except _Opaque as error:
-            raise _Opaque(what, *error.path) from error
+            raise _Opaque(what, *error.args) from error
         if type(value) not in _SCALARS and id(value) not in self.labels:
             self.looks.append((self.token, (value,), token))
         return token
@@ -1667,7 +1648,7 @@ class _Walk:
                 try:
                     token = self.class_(value) if isinstance(value, type) else self.function(value)
                 except _Opaque as error:
-                    raise _Opaque(label, *error.path) from error
+                    raise _Opaque(label, *error.args) from error
                 self.parts[label] = _short(token)
             for space in [*self.spaces.values()]:
                 self.meaning(space)
@@ -1698,16 +1679,16 @@ def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, byt
     return walk, token
 
 
-def _fingerprint(value: object, paths: list[tuple[str, str]] | None = None) -> str:
+def _fingerprint(value: object, files: dict[str, str] | None = None) -> str:
     """Return 64 hexadecimal digits that are equal exactly for values of equal type and content.
 
     Functions and classes of the project count with their code, installed ones by version. Raises
     `_Opaque` for what has no content to count: a lock, a connection, an open file, a generator.
-    Adds to ``paths`` the files that count by content.
+    Adds to ``files`` those that count by content.
     """
     walk, token = _walk({}, value)
-    if paths is not None:
-        paths += walk.paths
+    if files is not None:
+        files.update(walk.files)
     return hashlib.sha256(token + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
@@ -2142,16 +2123,19 @@ class Store:
 
         if head.outputs and not part:
             return tuple([self._load(head, name) for name in head.outputs])
-        if not head.kept:
-            raise _BadEntry("its payload was pruned")
         try:
+            if not head.kept:
+                raise _BadEntry("its payload was pruned")
             stream, *buffers = self._pieces(head, list(head.outputs).index(part) if part else 0)
             return pickle.loads(stream, buffers=buffers)
         except Exception as error:
             # Whatever it is (a class of the value that is gone raises what it likes), the value can
             # be computed again.
-            self._refuse(head.path, error)
-            raise _BadEntry(str(error)) from error
+            if head.kept:
+                self._refuse(head.path, error)
+            bad = _BadEntry(str(error))
+            bad.key = head.key
+            raise bad from error
 
     def _pieces(self, head: _Head, number: int) -> Iterator[Any]:
         """Check a section; yield its stream, then its buffers, writable and of no file."""
@@ -3288,11 +3272,7 @@ class _Stored(_Lazy):
         return self.head.outputs[self.part] if self.part else self.head.fingerprint
 
     def load(self) -> Any:
-        try:
-            return self.store._load(self.head, self.part)
-        except _BadEntry as bad:
-            bad.key = self.head.key
-            raise
+        return self.store._load(self.head, self.part)
 
 
 class _Mapped(_Lazy):
@@ -3324,7 +3304,8 @@ class _Reuse:
         self.store, self.order = store, order
         self.distrusted: set[str] = set()
         self.made: dict[str, tuple[dict[str, str], str] | _Opaque] = {}
-        self.starts: dict[str, str] = {}
+        # Of each step: the parts of its code, and the text that its keys begin with.
+        self.starts: dict[str, tuple[dict[str, str], str]] = {}
         codes.begin()
         # All at once, before a step runs: it may import, or change a constant.
         for step in order.steps:
@@ -3334,32 +3315,44 @@ class _Reuse:
                 except _Opaque as culprit:
                     self.made[step.name] = culprit
 
-    def code(self, step: Step) -> tuple[dict[str, str], str]:
-        """Return the parts of a step's code, its version among them; raises ``_Opaque``."""
-        made = self.made[step.name]
-        if isinstance(made, _Opaque):
-            raise made
-        if step.version is None:
-            return made
-        version = _fingerprint(step.version)
-        return {**made[0], "version": version}, made[1] + version
+    @functools.cached_property
+    def makers(self) -> dict[str, Step]:
+        """Map the values that a run would make to their steps."""
+        made = ((value, step) for step in self.order.steps for value in step.values)
+        return {value: step for value, step in made if value not in self.order.given}
+
+    def start(self, step: Step) -> tuple[dict[str, str], str]:
+        """Return the parts of a step's code, and what its keys begin with; or raise ``_Opaque``."""
+        if step.name not in self.starts:
+            made = self.made[step.name]
+            if isinstance(made, _Opaque):
+                raise made
+            parts, digest = made
+            if step.version is not None:
+                parts = {**parts, "version": _fingerprint(step.version)}
+                digest += parts["version"]
+            about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
+            self.starts[step.name] = parts, f"{_MAGIC!r}{about}{digest}"
+        return self.starts[step.name]
 
     def key(self, step: Step, prints: Mapping[str, str]) -> str:
         """Make the key of a result from the step's code and the fingerprints of what it takes.
 
         Raises ``_Opaque`` for code that cannot be fingerprinted.
         """
-        start = self.starts.get(step.name)
-        if start is None:
-            about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
-            start = self.starts[step.name] = f"{_MAGIC!r}{about}{self.code(step)[1]}"
-        text = start + " ".join([prints[name] for name in step.needs])
+        text = self.start(step)[1] + " ".join([prints[name] for name in step.needs])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def parts(self, step: Step, prints: Mapping[str, str]) -> dict[str, str]:
-        """Name what the key is made of, so that two of them can be compared."""
+    def wanted(
+        self, step: Step, key: str, prints: Mapping[str, str], values: Mapping[str, Any]
+    ) -> _Head:
+        """Make the head of an entry that is not there: what is known before the step has run."""
         inputs = {f"input {name}": prints[name] for name in step.needs if name in prints}
-        return {**self.code(step)[0], **inputs}
+        scalars = [n for n in step.needs if type(values.get(n, _MISSING)) in _SCALARS]
+        shown = {name: _brief(values[name]) for name in scalars}
+        outputs = dict.fromkeys(step.outputs, "")
+        parts = {**self.start(step)[0], **inputs}
+        return _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
 
     def find(self, step: Step, key: str) -> _Head | str:
         """Return the entry of a key if it can be used, or else the reason why not, if known."""
@@ -3380,18 +3373,12 @@ class _Reuse:
                 return f"{name} is gone"
         return head
 
-    def why(
-        self,
-        step: Step,
-        parts: Mapping[str, str],
-        shown: Mapping[str, str],
-        after: str = "",
-    ) -> str:
+    def why(self, step: Step, wanted: _Head, after: str = "") -> str:
         """Compare with the newest entry of the step, and say what is not as it was."""
         newest = self.store._newest(step.name)
         if newest is None:
             return "never ran"
-        old, makers = newest.parts, {value: s for s in self.order.steps for value in s.values}
+        old, parts = newest.parts, wanted.parts
         known = {name for name in {**old, **parts} if not (after and name.startswith("input "))}
         changed = sorted(name for name in known if old.get(name) != parts.get(name))
         code = [n for n in changed if n.partition(" ")[0] not in ("input", "package", "version")]
@@ -3408,13 +3395,13 @@ class _Reuse:
         packages = [name for name in changed if name.startswith("package ")]
         inputs = [name.removeprefix("input ") for name in changed if name.startswith("input ")]
         for name in inputs:
-            if name not in makers or name in self.order.given:
-                was, now = newest.shown.get(name), shown.get(name)
+            if name not in self.makers:
+                was, now = newest.shown.get(name), wanted.shown.get(name)
                 return f"input {name}" + (f" {was} → {now}" if was and now else " changed")
         for name in packages:
             return f"{name} {old.get(name, 'none')} → {parts.get(name, 'none')}"
         if after or inputs:
-            return f"after {after or makers[inputs[0]].name}"
+            return f"after {after or self.makers[inputs[0]].name}"
         return "unreadable entry"
 
 
@@ -3460,37 +3447,34 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
     plan: dict[str, _StepState] = {}
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
-    makers = {value: step.name for step in reuse.order.steps for value in step.values}
     for step in reuse.order.steps:
         heads: list[_Head] = []
-        reason = ""
+        reason = "" if step.cache else "not cached"
         try:
-            for name in step.needs:
+            for name in step.needs if step.cache else ():
                 if name in values and name not in prints:
                     prints[name] = _fingerprint(values[name])
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
-            after = next((makers[name] for name in step.needs if name not in prints), "")
-            unknown = [makers[name] for name in step._over if name not in elements]
-            if not step.cache:
-                reason = "not cached"
-            elif after or unknown:
-                parts = reuse.parts(step, prints)
-                reason = reuse.why(step, parts, {}, after=after or unknown[0])
-            else:
-                columns = zip(*[elements[name] for name in step._over], strict=False)
-                for row in columns if step._over else [()]:
-                    prints_here = prints | dict(zip(step._over, row, strict=True))
-                    found = reuse.find(step, reuse.key(step, prints_here))
+            unknown = [name for name in step.needs if name not in prints]
+            unknown += [name for name in step._over if name not in elements]
+            rows = zip(*[elements.get(name, ()) for name in step._over], strict=False)
+            if unknown and step.cache:
+                # An input that is no list has no maker; a run will say what is wrong with it.
+                maker = reuse.makers.get(unknown[0])
+                wanted = reuse.wanted(step, "", prints, {})
+                reason = reuse.why(step, wanted, after=maker.name if maker else "")
+            elif step.cache:
+                for row in rows if step._over else [()]:
+                    here = prints | dict(zip(step._over, row, strict=True))
+                    key = reuse.key(step, here)
+                    found = reuse.find(step, key)
                     if isinstance(found, str):
-                        parts = reuse.parts(step, prints_here)
-                        taken = {n: values[n] for n in step.needs if n in values}
-                        shown = {n: _brief(v) for n, v in taken.items() if type(v) in _SCALARS}
-                        reason = found or reuse.why(step, parts, shown)
+                        reason = found or reuse.why(step, reuse.wanted(step, key, here, values))
                         break
                     heads.append(found)
         except _Opaque as culprit:
-            reason = f"no fingerprint: {' -> '.join(culprit.path)}"
+            reason = culprit.reason
         if reason:
             new = reason in ("never ran", "not cached")
             plan[step.name] = _StepState(step.name, "new" if new else "stale", reason=reason)
@@ -3858,7 +3842,7 @@ _clock = time.perf_counter
 # plain loop stops at all of them.
 _ITERATORS: tuple[Any, ...] = (iter(()), iter([]), iter(""), iter(range(0)), iter(dict[Any, Any]()))
 _ONE_SHOT: frozenset[Any] = frozenset(
-    [GeneratorType, AsyncGeneratorType, zip, map, filter, enumerate, reversed]
+    [types.GeneratorType, types.AsyncGeneratorType, zip, map, filter, enumerate, reversed]
 ) | frozenset(map(type, _ITERATORS))
 _NO_VALUES = _ONE_SHOT | {CoroutineType}
 
@@ -3874,12 +3858,8 @@ def _wait(done: queue.SimpleQueue[Any], seconds: float | None) -> Any:
 def _named_values(step: Step, value: Any) -> dict[str, Any]:
     """Map the names of the values that a step makes to what it returned."""
     if type(value) in _ONE_SHOT:
-        raise ResultError(
-            f"step '{step.name}' returned a {type(value).__name__}, which only one step could use, "
-            "once\n"
-            f"  {step.definition}\n  return a list instead",
-            step=step.name,
-        )
+        what = f"returned a {type(value).__name__}, which only one step could use, once"
+        raise step._error(what, "return a list instead", ResultError)
     if not step.outputs:
         return {step.name: value}
     names = step.outputs
@@ -3894,10 +3874,10 @@ def _named_values(step: Step, value: Any) -> dict[str, Any]:
         found = f"{len(value)} values"
     else:
         found = _brief(value)
-    raise ResultError(
-        f"step '{step.name}' has {len(names)} outputs ({', '.join(names)}) but returned {found}\n"
-        f"  {step.definition}\n  return a tuple of {len(names)}, or a dict with these keys",
-        step=step.name,
+    raise step._error(
+        f"has {len(names)} outputs ({', '.join(names)}) but returned {found}",
+        f"return a tuple of {len(names)}, or a dict with these keys",
+        ResultError,
     )
 
 
@@ -3906,6 +3886,7 @@ class _Made(NamedTuple):
 
     values: dict[str, Any]
     seconds: float
+    tried: bool = False  # to keep it, where it was made
 
 
 class _Job(NamedTuple):
@@ -3918,9 +3899,12 @@ class _Job(NamedTuple):
     # Where and under which head to keep the result; files that it was given, as they were before.
     store: Store | None = None
     head: _Head | None = None
-    files: tuple[tuple[str, str], ...] = ()
+    files: Mapping[str, str] = {}
     doubt: bool = False  # an entry of this key has proved bad: look whether this one can be loaded
     token: str = ""  # makes calls different for those who think that equal calls give equal results
+
+
+_NO_JOB = _Job(Step(len))  # of a task that has not begun
 
 
 # Whether this thread is inside a step. A pipeline that a step runs never waits for a lock, since
@@ -3946,25 +3930,25 @@ def _work(job: _Job, *args: Any) -> Any:
     """
     step = job.step
     values = [value.load() if isinstance(value, _Lazy) else value for value in args]
-    before, keywords = _marks(values) if job.strict else [], {}
+    before = _marks(values) if job.strict else []
+    by_place, keywords = values, dict[str, Any]()
     if step._keywords:
-        count = len(step._takes)
-        pairs = zip(step._keywords, values[count:], strict=True)
-        keywords, values[count:] = {argument: value for (argument, _), value in pairs}, []
+        by_place, by_name = values[: len(step._takes)], values[len(step._takes) :]
+        keywords = dict(zip([name for name, _ in step._keywords], by_name, strict=True))
     began, token = _clock(), _inside.set(True)
     try:
-        result = step.function(*values, **keywords)
+        result = step.function(*by_place, **keywords)
         if type(result) is CoroutineType:
             if not job.sent:
-                return _checked(step, result, before, [*values, *keywords.values()])
+                return _checked(step, result, before, values) if before else result
             import asyncio
 
             result = asyncio.run(result)
         seconds = _clock() - began
         if before:
-            _check_unchanged(step, before, _marks([*values, *keywords.values()]))
+            _check_unchanged(step, before, values)
         made = _Made(_named_values(step, result), seconds)
-        return made if job.head is None else _kept(job, made)
+        return made if job.head is None else _kept(job, made)._replace(tried=True)
     except Exception as error:
         if job.home == os.getpid():
             raise
@@ -3973,27 +3957,22 @@ def _work(job: _Job, *args: Any) -> Any:
         _inside.reset(token)
 
 
-def _checked(step: Step, coroutine: Any, before: list[str], values: list[Any]) -> Any:
+async def _checked(step: Step, coroutine: Any, before: list[str], values: list[Any]) -> Any:
     """Look at the arguments of a strict pipeline again when the coroutine is over."""
-
-    async def run() -> Any:
-        result = await coroutine
-        _check_unchanged(step, before, _marks(values))
-        return result
-
-    return run() if before else coroutine
+    result = await coroutine
+    _check_unchanged(step, before, values)
+    return result
 
 
-def _check_unchanged(step: Step, before: list[str], after: list[str]) -> None:
+def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
     names = (*step._takes, *[name for _, name in step._keywords])
-    for name, old, new in zip(names, before, after, strict=True):
+    for name, old, new in zip(names, before, _marks(values), strict=True):
         if old != new:
-            raise MutationError(
-                f"step '{step.name}' changed its argument '{name}' in place\n"
-                f"  {step.definition}\n  change a copy and return that",
-                step=step.name,
-                name=name,
+            what, advice = (
+                f"changed its argument '{name}' in place",
+                "change a copy and return that",
             )
+            raise step._error(what, advice, MutationError, name=name)
 
 
 def _kept(job: _Job, made: _Made) -> _Made:
@@ -4001,7 +3980,7 @@ def _kept(job: _Job, made: _Made) -> _Made:
     if job.store is None or job.head is None:
         return made
     try:
-        if any(_named_mark(f"file {path}") != mark for path, mark in job.files):
+        if any(_named_mark(name) != mark for name, mark in job.files.items()):
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
@@ -4066,7 +4045,7 @@ class _EventLoopThread:
 
     _thread: threading.Thread | None = None
 
-    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    def submit(self, coroutine: CoroutineType[Any, Any, Any]) -> Future[Any]:
         import asyncio
 
         if self._thread is None:
@@ -4093,7 +4072,7 @@ class _Again(Exception):
 
 
 class _Pool:
-    """An executor, and what the loop has to know of it."""
+    """An executor, or None for the calling thread, and what the loop has to know of it."""
 
     def __init__(self, executor: Any) -> None:
         self.executor = executor
@@ -4107,7 +4086,7 @@ class _Pool:
         if self.client:
             workers = sum(self.client.nthreads().values()) or workers
         # Enough in flight to keep all workers busy, few enough for a map over a million elements.
-        self.limit = 4 * int(workers) + 4
+        self.limit = 4 * int(workers) + 4 if executor is not None else math.inf
 
     def submit(self, job: _Job, args: Sequence[Any]) -> Any:
         if self.here:
@@ -4154,33 +4133,47 @@ def _made_value(made: _Made, name: str) -> Any:
     return made.values[name]
 
 
+@dataclass(slots=True, eq=False)
 class _Task:
     """A call that the loop has to make: of a step, or for one element of a mapped one."""
 
-    __slots__ = (
-        "attempts", "began", "checks", "fan", "first", "index", "job", "lock", "reason", "step"
-    )  # fmt: skip
-
-    def __init__(self, step: Step, fan: _Fan | None = None, index: int = 0) -> None:
-        self.step, self.fan, self.index = step, fan, index
-        self.attempts = self.checks = 0
-        self.began = self.first = 0.0
-        self.job: _Job | None = None  # as it was prepared to be kept
-        self.reason = ""
-        self.lock: tuple[str, int] | None = None
+    step: Step
+    fan: _Fan | None = None
+    index: int = 0
+    job: _Job = _NO_JOB
+    attempts: int = 0
+    checks: int = 0  # of a sensor
+    first: float = 0.0  # when a sensor was checked first
+    began: float = 0.0
+    reason: str = ""
 
 
 class _Fan:
     """A mapped step that is running: its elements, and what it has made of each."""
 
-    def __init__(self, step: Step, elements: dict[str, Sequence[Any]]) -> None:
+    def __init__(self, step: Step, elements: Mapping[str, Sequence[Any]]) -> None:
         self.step, self.elements = step, elements
         self.size = self.left = len(next(iter(elements.values())))
+        self.rest = iter(range(self.size))  # what is there and was not yet taken up
         self.made: dict[str, list[Any]] = {name: [_ABSENT] * self.size for name in step.values}
-        self.next = 0  # the first element that was not yet taken up
         self.runs: list[_StepState] = []
-        self.followers: list[_Fan] = []  # mapped over what this one makes, element by element
-        self.closed = False
+
+    def row(self, index: int) -> dict[str, Any]:
+        return {name: items[index] for name, items in self.elements.items()}
+
+    def sum(self) -> _StepState:
+        """Sum up how the elements went."""
+        ran = [run for run in self.runs if run.status == "ran"]
+        return _StepState(
+            self.step.name,
+            "ran" if ran or not self.runs else "cached",
+            sum(run.seconds for run in ran),
+            ran[0].reason if ran else "",
+            max((run.attempts for run in ran), default=1),
+            saved=sum(run.saved for run in self.runs),
+            fingerprint=_joined(run.fingerprint for run in self.runs) if self.step.cache else "",
+            elements=self.size,
+        )
 
 
 _ABSENT: Any = object()
@@ -4200,50 +4193,47 @@ class _Loop:
     """The ready/done loop: runs steps that may wait, overlap, be tried again, be reused or fail.
 
     Each step goes waiting -> ready -> running -> done. ``ready`` is a heap of tasks by urgency;
-    ``later`` a heap by time of what is to be tried again; ``done`` the queue into which futures
-    put themselves. The thread that called ``run()`` does all the rest.
+    ``later`` a heap by time of what is to be tried again; ``done`` the queue into which the tasks
+    in ``flight`` come. The thread that called ``run()`` does all the rest.
+
+    A mapped step over what a running one makes opens at once, and follows it element by element.
     """
 
     def __init__(self, order: _Order, values: dict[str, Any], start: int, policy: _Policy) -> None:
-        self.order, self.values, self.policy = order, values, policy
-        self.reuse = policy.reuse
-        self.pool = _Pool(policy.executor) if policy.executor is not None else None
+        self.values, self.policy, self.reuse = values, policy, policy.reuse
+        self.pool = _Pool(policy.executor)
         self.todo = order.steps[start:]
         self.steps: dict[str, _StepState] = {}
-        self.by_name = {step.name: step for step in self.todo}
-        self.makers = {value: step.name for step in self.todo for value in step.values}
         self.failure: BaseException | None = None
-        self.home = os.getpid()
-        self.flight: dict[Any, _Task] = {}
+        self.flight: dict[_Task, Any] = {}  # to their futures
         self.count = itertools.count()
         self.over: deque[Step] = deque()  # steps for which the waiting is over
-        self.ready: list[tuple[bool, float, int, _Task | _Fan]] = []
+        self.ready: list[tuple[bool, float, int, _Task]] = []
         self.later: list[tuple[float, int, _Task]] = []
-        self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self.background = _EventLoopThread()
-        self.locked: set[_Task] = set()
-        self.fans: dict[str, _Fan] = {}
+        self.locks: dict[_Task, tuple[str, int]] = {}  # key and handle
+        self.fans: dict[str, _Fan] = {}  # mapped steps that are running
         # Of values in memory, until a step may have changed them: with the files that they name.
-        self.prints: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+        self.prints: dict[str, tuple[str, dict[str, str]]] = {}
+        made = ((value, step) for step in self.todo for value in step.values)
+        self.makers = {value: step for value, step in made if value not in order.given}
         # How many steps, and targets, still need each value; inputs stay with the run.
         self.uses = Counter([*order.targets, *values])
         self.waiting: dict[str, set[str]] = {}
         self.dependents: dict[str, list[Step]] = {}
-        uses, makers, given = self.uses, self.makers, order.given
+        uses, makers = self.uses, self.makers
         for step in self.todo:
-            waiting: set[str] = set()
             for name in step._needs:
                 uses[name] += 1
-                if name in makers and name not in given:
-                    waiting.add(makers[name])
-            self.waiting[step.name] = waiting
-            for maker in waiting:
+            self.waiting[step.name] = {makers[name].name for name in step._needs if name in makers}
+            for maker in self.waiting[step.name]:
                 self.dependents.setdefault(maker, []).append(step)
         self.urgency = self.measure()
 
     def measure(self) -> dict[str, float]:
         """Rank the steps, the lowest first: by their order, or by the longest way that remains."""
-        if self.pool is None:
+        if self.pool.executor is None:
             return {step.name: place for place, step in enumerate(self.todo)}
         heads = {s.name: self.reuse.store._newest(s.name) for s in self.todo if s.cache}
         known = {name: head.seconds for name, head in heads.items() if head is not None}
@@ -4269,14 +4259,21 @@ class _Loop:
         try:
             if first is not None:
                 task = _Task(self.todo[0])
-                task.attempts, task.began = 1, first[0]
-                self.receive(task, *first[1:])
+                task.attempts, (task.began, value, error) = 1, first
+                if error is None:
+                    self.receive(task, lambda: value)
+                else:
+                    self.stumble(task, error)
+                del (
+                    first,
+                    error,
+                )  # or the error's traceback would hold this frame, and that the error
             while self.flight or (self.failure is None and (self.over or self.ready or self.later)):
                 self.turn()
         finally:
-            for future in self.flight:
+            for future in self.flight.values():
                 future.cancel()
-            for task in [*self.locked]:
+            for task in [*self.locks]:
                 self.unlock(task)
             self.background.close()
         failure, self.failure = self.failure, None
@@ -4294,8 +4291,11 @@ class _Loop:
                 self.open(self.over.popleft())
             while self.later and self.later[0][0] <= _clock():
                 self.push(heapq.heappop(self.later)[2])
-            if self.ready and (self.pool is None or len(self.flight) < self.pool.limit):
-                self.begin(self.pop())
+            if self.ready and len(self.flight) < self.pool.limit:
+                task = heapq.heappop(self.ready)[-1]
+                if task.fan is not None:
+                    self.feed(task.fan)
+                self.begin(task)
                 if not self.flight or self.done.empty():
                     return
             elif self.later:
@@ -4304,211 +4304,186 @@ class _Loop:
                 return
         listeners = self.policy.listeners
         watchers: list[_Listener] = [x for x in listeners if isinstance(x, _Progress | _Live)]
-        future = _wait(self.done, min(seconds or 0.25, 0.25) if watchers else seconds)
-        if future is None:
+        task = _wait(self.done, min(seconds or 0.25, 0.25) if watchers else seconds)
+        if task is None:
             if watchers:
                 _tell(watchers, Event("tick", time.time()))  # what runs has run longer
             return
-        task, result, error = self.flight.pop(future), None, None
-        if task.job is None or task.job.head is None:
+        if task.job.head is None:
             self.prints.clear()  # it may have changed what it was given, up to now
-        if self.failure is not None and future.cancelled():
+        if self.failure is not None and self.flight[task].cancelled():
+            del self.flight[task]
             self.unlock(task)
-            return
-        try:
-            job, client = task.job, self.pool.client if self.pool is not None else None
-            if client is None or not job or not job.sent or job.head or task.step._poke:
-                result = future.result()
-            elif (raised := future.exception()) is not None:
-                raise raised
-            else:  # the values stay on the cluster
-                used = [name for name in task.step.values if self.uses[name]]
-                remote = {name: _Remote(client, future, name) for name in used}
-                result = _Made(remote, _clock() - task.began)
-        except Exception as raised:
-            error = raised
-        del future
-        try:
-            self.receive(task, result, error)
-        finally:
-            del error, result
+        else:
+            self.receive(task, self.land, task)
 
-    def push(self, item: _Task | _Fan) -> None:
+    def job(self, step: Step) -> _Job:
+        sent = self.pool.executor is not None and not step.local and not step._is_async
+        return _Job(step, self.policy.strict, os.getpid(), sent)
+
+    def push(self, task: _Task) -> None:
         # Coroutines first: they hold nobody up, and overlap with all that follows.
-        rank = self.urgency[item.step.name]
-        heapq.heappush(self.ready, (not item.step._is_async, rank, next(self.count), item))
+        rank = self.urgency[task.step.name]
+        heapq.heappush(self.ready, (not task.step._is_async, rank, next(self.count), task))
 
     def push_later(self, task: _Task, seconds: float) -> None:
         heapq.heappush(self.later, (_clock() + seconds, next(self.count), task))
 
-    def pop(self) -> _Task:
-        item = heapq.heappop(self.ready)[-1]
-        if isinstance(item, _Task):
-            return item
-        task = _Task(item.step, item, item.next)
-        item.next += 1
-        if item.next < item.size:
-            self.push(item)
-        return task
+    def feed(self, fan: _Fan) -> None:
+        """Make the next element of a map ready: one by one, since there may be a million."""
+        if (index := next(fan.rest, None)) is not None:
+            self.push(_Task(fan.step, fan, index))
+
+    def follow(self, fan: _Fan, index: int) -> None:
+        """Make an element ready if all that is mapped over is there."""
+        if all(items[index] is not _ABSENT for items in fan.elements.values()):
+            self.push(_Task(fan.step, fan, index))
+
+    def settle(self, maker: str, step: Step) -> None:
+        """Strike a step from what another one waits for; the last one opens that."""
+        waiting = self.waiting[step.name]
+        if maker in waiting:
+            waiting.discard(maker)
+            if not waiting:
+                self.over.append(step)
 
     def open(self, step: Step) -> None:
         """Skip a step, or make its first call ready, now that all it waits for is over."""
-        streams = {n: self.fans[self.makers[n]] for n in step._over if self.streams(step, n)}
+        makers = {n: self.makers[n].name for n in step._over if n in self.makers}
+        running = {n: self.fans[maker] for n, maker in makers.items() if maker in self.fans}
         for name in step._needs:
-            if name not in self.values and name not in step._defaults and name not in streams:
-                self.finish(_StepState(step.name, "skipped", reason=f"needs {self.makers[name]}"))
+            if name not in self.values and name not in step._defaults and name not in running:
+                why = f"needs {self.makers[name].name}"
+                self.finish(_StepState(step.name, "skipped", reason=why))
                 return
         if not step._over:
             self.push(_Task(step))
             return
         try:
-            fan = _Fan(step, self.elements(step, streams))
+            fan = _Fan(step, self.elements(step, running))
         except _BadEntry as bad:
             self.distrust(bad)
         except Exception as error:
             self.fail(_Task(step), error)
             return
         self.fans[step.name] = fan
-        for stream in streams.values():
-            stream.followers.append(fan)
         for dependent in self.dependents.get(step.name, ()):
-            if self.streams(dependent, step.name) and step.name in self.waiting[dependent.name]:
-                self.waiting[dependent.name].discard(step.name)
-                if not self.waiting[dependent.name]:
-                    self.over.append(dependent)
+            # Does it take all that it needs of this one element by element?
+            if all(n in dependent._over for n in dependent._needs if self.makers.get(n) is step):
+                self.settle(step.name, dependent)
         if fan.size == 0:
             self.collect(fan)
-        elif not streams:
-            self.push(fan)
+        elif not running:
+            self.feed(fan)
         else:
-            for index in range(fan.size):
+            for index in fan.rest:
                 self.follow(fan, index)
 
-    def streams(self, step: Step, name: str) -> bool:
-        """Tell whether a mapped step can take a running mapped step's values one by one."""
-        return (
-            name in step._over
-            and self.makers.get(name) in self.fans
-            and self.makers[name] not in self.steps
-            and name not in self.order.given
-        )
-
-    def follow(self, fan: _Fan, index: int) -> None:
-        if not fan.closed and all(values[index] is not _ABSENT for values in fan.elements.values()):
-            self.push(_Task(fan.step, fan, index))
-
-    def elements(self, step: Step, streams: Mapping[str, _Fan]) -> dict[str, Sequence[Any]]:
+    def elements(self, step: Step, running: Mapping[str, _Fan]) -> dict[str, Sequence[Any]]:
         """Return the lists that a mapped step goes through side by side; of equal length."""
         lists: dict[str, Sequence[Any]] = {}
         for name in step._over:
-            if name in streams:
-                lists[name] = streams[name].made[name]
+            value = self.values[name] if name in self.values else step._defaults.get(name)
+            if name in running:
+                lists[name] = running[name].made[name]
                 continue
-            value = self.values[name] if name in self.values else step._defaults[name]
             if isinstance(value, _Mapped):
                 lists[name] = value.items
                 continue
             value = value.load() if isinstance(value, _Lazy) else value
             if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-                raise ResultError(
-                    f"step '{step.name}' maps over '{name}', which is {_brief(value)}\n"
-                    f"  {step.definition}\n  expected a list, or another iterable of elements",
-                    step=step.name,
-                )
+                what = f"maps over '{name}', which is {_brief(value)}"
+                expected = "expected a list, or another iterable of elements"
+                raise step._error(what, expected, ResultError)
             lists[name] = list(value)
         if len({len(items) for items in lists.values()}) > 1:
             found = ", ".join(f"{name} {len(items)}" for name, items in lists.items())
-            raise ResultError(
-                f"step '{step.name}' maps over lists of different lengths: {found}\n"
-                f"  {step.definition}\n  expected equal lengths",
-                step=step.name,
-            )
+            what = f"maps over lists of different lengths: {found}"
+            raise step._error(what, "expected equal lengths", ResultError)
         return lists
 
     def begin(self, task: _Task) -> None:
         """Reuse or call a step, or one element of it."""
-        if task.fan is not None and task.fan.closed:
-            return
         step, values, fan = task.step, self.values, task.fan
+        if step.name in self.steps:  # another element has ended it
+            return
         # An argument whose step was skipped or failed takes its default.
         args = {n: values[n] if n in values else step._defaults.get(n) for n in step._needs}
         if fan is not None:
-            args |= {name: items[task.index] for name, items in fan.elements.items()}
+            args |= fan.row(task.index)
         if step.cache and self.reused(task, args):  # at each try: a value may have changed since
             return
         task.attempts += 1
-        if task.job is None:
-            task.job = self.job(step)
-        sent = task.job.sent
+        job = task.job = self.job(step) if task.job is _NO_JOB else task.job
         if self.policy.listeners and task.attempts == 1 and not task.checks:
-            kind = "step submitted" if sent else "step started"
+            kind = "step submitted" if job.sent else "step started"
             self.emit(kind, step.name, task, reason=task.reason)
-        if self.reuse.made and (not sent or (self.pool and self.pool.threads)):
-            if task.job.head is None:
+        if self.reuse.made and (not job.sent or self.pool.threads):
+            if job.head is None:
                 self.prints.clear()  # it may change what it is given
             else:
                 # Another step, another element or another try may need it as it was.
                 again = step.retries or fan is not None
                 shared = {name for name in args if again or self.uses[name] > 1}
                 args |= {n: _private_copy(args[n]) for n in shared if type(args[n]) not in _SCALARS}
-        listed = [*map(args.__getitem__, step._takes)]
+        listed = [args[name] for name in step._takes]
         if step._keywords:
             listed += [args[name] for _, name in step._keywords]
-        args.clear()
-        task.began, result, error = _clock(), None, None
-        try:
-            if sent and self.pool:
-                self.fly(task, self.pool.submit(task.job, listed))
-                return
-            result = _work(task.job, *listed)
-        except _BadEntry as bad:
-            self.distrust(bad)
-        except Exception as raised:
-            error = raised
-        del listed
-        try:
-            self.receive(task, result, error)
-        finally:
-            del error, result  # or the traceback would hold this frame, and that the values
+        task.began = _clock()
+        if job.sent:
+            self.receive(task, self.send, task, listed)
+        else:
+            self.receive(task, _work, job, *listed)
 
-    def job(self, step: Step) -> _Job:
-        sent = self.pool is not None and not step.local and not step._is_async
-        return _Job(step, self.policy.strict, self.home, sent)
+    def send(self, task: _Task, args: Sequence[Any]) -> None:
+        self.fly(task, self.pool.submit(task.job, args))
 
     def fly(self, task: _Task, future: Any) -> None:
-        self.flight[future] = task
-        future.add_done_callback(self.done.put)
+        put, self.flight[task] = self.done.put, future
+        future.add_done_callback(lambda _: put(task))
+
+    def land(self, task: _Task) -> Any:
+        """Return what a call in flight has made, or raise what it has raised."""
+        job, future, client = task.job, self.flight.pop(task), self.pool.client
+        try:
+            stays = client is not None and job.sent and not job.head and not job.step._poke
+            if not stays or future.exception() is not None:
+                return future.result()
+            used = [name for name in job.step.values if self.uses[name]]
+            remote = {name: _Remote(client, future, name) for name in used}
+            return _Made(remote, _clock() - task.began)
+        finally:
+            del future  # or the traceback of what it has raised would hold it, and that the error
 
     def distrust(self, bad: _BadEntry) -> NoReturn:
         """Begin the run again without an entry whose payload has proved bad."""
         self.reuse.distrusted.add(bad.key)
         raise _Again from None
 
-    def fingerprint(self, name: str, value: Any) -> tuple[str, list[tuple[str, str]]]:
-        """Give the fingerprint of a value, and the files it names as they were; or ``_Opaque``."""
-        if isinstance(value, _Stored):
-            named = value.head.named.items()
-            return value.fingerprint, [(n[5:], mark) for n, mark in named if n[:5] == "file "]
+    def fingerprint(self, name: str, value: Any) -> tuple[str, dict[str, str]]:
+        """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
         if isinstance(value, _Lazy):
-            return value.fingerprint, []
-        if self.values.get(name) is not value:  # an element, or the default in place of a value
-            paths: list[tuple[str, str]] = []
-            return _fingerprint(value, paths), paths
-        if name not in self.prints:
-            paths = []
-            self.prints[name] = _fingerprint(value, paths), paths
-        return self.prints[name]
+            return value.fingerprint, value.head.named if isinstance(value, _Stored) else {}
+        # Not of an element, or the default in place of a value.
+        is_value = self.values.get(name) is value
+        if is_value and name in self.prints:
+            return self.prints[name]
+        files: dict[str, str] = {}
+        found = _fingerprint(value, files), files
+        if is_value:
+            self.prints[name] = found
+        return found
 
     def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
         """Look a cached step up; True if that settles it for now: a hit, or another runs it."""
         reuse, step = self.reuse, task.step
-        task.job = None  # of the try before, whose key may be another
+        task.job = _NO_JOB  # not that of the try before, whose key may be another
         try:
             marks = {name: self.fingerprint(name, value) for name, value in args.items()}
             prints = {name: mark for name, (mark, _) in marks.items()}
             key = reuse.key(step, prints)
         except _Opaque as culprit:
-            task.reason = f"no fingerprint: {' -> '.join(culprit.path)}"
+            task.reason = culprit.reason
             return False
         found = reuse.find(step, key)
         if isinstance(found, str) and not _inside.get():
@@ -4517,64 +4492,61 @@ class _Loop:
                 self.prints.clear()  # a file may change meanwhile
                 self.push_later(task, 0.02)
                 return True
-            task.lock = key, lock
-            self.locked.add(task)
+            self.locks[task] = key, lock
             found = reuse.find(step, key)
         if not isinstance(found, str):
             run = _StepState(step.name, "cached", saved=found.seconds)
             self.complete(task, _stored(reuse.store, found), _with_entry(run, found))
             return True
-        parts = reuse.parts(step, prints)
-        shown = {n: _brief(v) for n, v in args.items() if type(v) in _SCALARS}
-        task.reason = found or reuse.why(step, parts, shown)
-        files = tuple([pair for _, paths in marks.values() for pair in paths])
-        outputs = dict.fromkeys(step.outputs, "")
-        head = _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
+        head = reuse.wanted(step, key, prints, args)
+        task.reason = found or reuse.why(step, head)
+        named = [pair for _, names in marks.values() for pair in names.items()]
+        files = {name: mark for name, mark in named if name[:5] == "file "}
         doubt = key in reuse.distrusted
         task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
 
     def unlock(self, task: _Task) -> None:
-        if task.lock is not None:
-            self.reuse.store._unlock(*task.lock)
-            task.lock = None
-            self.locked.discard(task)
+        if task in self.locks:
+            self.reuse.store._unlock(*self.locks.pop(task))
 
-    def receive(self, task: _Task, result: Any, error: Exception | None) -> None:
-        """Take what a call has returned or raised."""
+    def receive(self, task: _Task, call: Callable[..., Any], *args: Any) -> None:
+        """Take what a call returns or raises; None: it is in flight now."""
         step = task.step
-        if type(result) is CoroutineType:
-            token = _inside.set(True)  # the task of the event loop begins with a copy of this
-            self.fly(task, self.background.submit(result))
-            _inside.reset(token)
+        try:
+            result = call(*args)
+            if result is None and task in self.flight:
+                return
+            if type(result) is CoroutineType:
+                token = _inside.set(True)  # the task of the event loop begins with a copy of this
+                self.fly(task, self.background.submit(result))
+                _inside.reset(token)
+                return
+            if type(result) is not _Made:  # of the plain loop, or of the event loop
+                result = _Made(_named_values(step, result), _clock() - task.began)
+            if step._poke is not None and not result.values[step.name]:
+                self.poke_again(task, *step._poke)
+                return
+            if not result.tried:
+                result = _kept(task.job, result)
+            value = result.values.get(step.name) if step.cache else None
+            head = value.head if isinstance(value, _Stored) else None
+        except _BadEntry as bad:
+            self.distrust(bad)
+        except Exception as error:
+            self.stumble(task, error)
             return
-        if isinstance(error, _BadEntry):
-            self.distrust(error)
-        if error is None:
-            try:
-                job, keep = task.job, task.job is not None and task.job.head is not None
-                if type(result) is not _Made:  # of the plain loop, or of the event loop
-                    result = _Made(_named_values(step, result), _clock() - task.began)
-                elif self.pool is None or self.pool.here or not task.job or not task.job.sent:
-                    keep = False  # that was done where it ran
-                if step._poke is not None and not result.values[step.name]:
-                    self.poke_again(task, *step._poke)
-                    return
-                if job is not None and keep:
-                    result = _kept(job, result)
-                value = result.values.get(step.name) if step.cache else None
-                head = value.head if isinstance(value, _Stored) else None
-            except Exception as wrong:
-                error = wrong
-        if error is None:
-            run = _StepState(step.name, "ran", result.seconds, task.reason, task.attempts)
-            self.complete(task, result.values, _with_entry(run, head))
-            return
+        run = _StepState(step.name, "ran", result.seconds, task.reason, task.attempts)
+        self.complete(task, result.values, _with_entry(run, head))
+
+    def stumble(self, task: _Task, error: Exception) -> None:
+        """Skip a step, try it again or let it fail, as what it has raised says."""
+        step = task.step
         self.unlock(task)
-        where = f"element {task.index}: " if task.fan else ""
         if isinstance(error, Skip):
+            why = f"element {task.index}: {error}" if task.fan else str(error)
             seconds = _clock() - task.began
-            self.finish(_StepState(step.name, "skipped", seconds, f"{where}{error}", task.attempts))
+            self.finish(_StepState(step.name, "skipped", seconds, why, task.attempts))
         elif task.attempts <= step.retries and not isinstance(error, ResultError | MutationError):
             self.emit("step retried", step.name, task, error=_error_line(error))
             self.push_later(task, step.retry_delay * step.retry_backoff ** (task.attempts - 1))
@@ -4600,74 +4572,60 @@ class _Loop:
 
     def complete(self, task: _Task, made: Mapping[str, Any], run: _StepState) -> None:
         """Take the values of a call that has ended well."""
-        if task.lock is not None:
-            self.unlock(task)
+        self.unlock(task)
         fan = task.fan
         if fan is None:
             self.keep(made)
             self.finish(run)
-            return
-        if fan.closed:
-            return
-        for name, items in fan.made.items():
-            items[task.index] = made.get(name)
-        fan.left -= 1
-        fan.runs.append(run)
-        self.emit("map progress", run.name, task, status=run.status)
-        for follower in fan.followers:
-            self.follow(follower, task.index)
-        if fan.left == 0:
-            self.collect(fan)
+        elif run.name not in self.steps:  # else another element has ended it
+            for name, items in fan.made.items():
+                items[task.index] = made.get(name)
+            fan.left -= 1
+            fan.runs.append(run)
+            self.emit("map progress", run.name, task, status=run.status)
+            for step in self.dependents.get(run.name, ()):
+                if step.name in self.fans:
+                    self.follow(self.fans[step.name], task.index)
+            if fan.left == 0:
+                self.collect(fan)
 
     def collect(self, fan: _Fan) -> None:
         """Put the values of all elements into lists; the step is over."""
         for name, items in fan.made.items():
             lazy = any(isinstance(item, _Lazy) for item in items)
             self.keep({name: _Mapped(items) if lazy else items})
-        ran = [run for run in fan.runs if run.status == "ran"]
-        mark = _joined(run.fingerprint for run in fan.runs) if fan.step.cache else ""
-        run = _StepState(
-            fan.step.name,
-            "ran" if ran or not fan.runs else "cached",
-            sum(run.seconds for run in ran),
-            ran[0].reason if ran else "",
-            max((run.attempts for run in ran), default=1),
-            saved=sum(run.saved for run in fan.runs),
-            fingerprint=mark,
-            elements=fan.size,
-        )
-        self.finish(run)
+        self.finish(fan.sum())
 
     def keep(self, made: Mapping[str, Any]) -> None:
         for name, value in made.items():
-            if self.uses[name] and name not in self.order.given:
+            if self.uses[name] and name in self.makers:  # else it was given
                 self.values[name] = value
 
     def fail(self, task: _Task, error: Exception) -> None:
         step = task.step
         if type(error).__name__ in _LOST:
-            names = sorted({step.name, *[other.step.name for other in self.flight.values()]})
+            names = sorted({step.name, *[other.step.name for other in self.flight]})
             error = WorkerError(
                 f"a worker process died while it ran {_listed(map(repr, names))}\n"
                 f"  {step.definition}\n  {_error_line(error)}\n  a script that starts processes "
                 "needs `if __name__ == '__main__':`; else see what kills it, such as memory",
                 step=step.name,
             )
-        elif task.job and task.job.sent and _is_about_sending(step, error):
-            error = WorkerError(
-                f"step '{step.name}' cannot be sent to another process: {_error_line(error)}\n"
-                f"  {step.definition}\n  define it at the level of a module, use loky or Dask, "
-                "which send code too, or keep it here by local=True",
-                step=step.name,
+        elif task.job.sent and _is_about_sending(step, error):
+            error = step._error(
+                f"cannot be sent to another process: {_error_line(error)}",
+                "define it at the level of a module, use loky or Dask, which send code too, or "
+                "keep it here by local=True",
+                WorkerError,
             )
         else:
             values = {n: self.values[n] for n in step.needs if n in self.values}
             if task.fan is not None:
-                values |= {n: items[task.index] for n, items in task.fan.elements.items()}
+                values |= task.fan.row(task.index)
             _add_note(error, step, values, f", element {task.index}" if task.fan else "")
         if not self.policy.keep_going and self.failure is None:
             self.failure = error
-            for future in self.flight:
+            for future in self.flight.values():
                 future.cancel()
         seconds = _clock() - task.began
         self.finish(_StepState(step.name, "failed", seconds, "", task.attempts, error))
@@ -4682,22 +4640,17 @@ class _Loop:
             for name in ("name", "elements", "size"):
                 del facts[name]
             self.emit("step finished", run.name, **facts)
-        for name in self.by_name[run.name]._needs:
+        for name in self.makers[run.name]._needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
                 self.prints.pop(name, None)
-        if run.name in self.fans:
-            fan = self.fans[run.name]
-            fan.closed = True
-            for follower in fan.followers if run.status in ("failed", "skipped") else ():
-                follower.closed = True
-                self.finish(_StepState(follower.step.name, "skipped", reason=f"needs {run.name}"))
+        self.fans.pop(run.name, None)
         for step in self.dependents.get(run.name, ()):
-            if run.name in self.waiting[step.name]:
-                self.waiting[step.name].discard(run.name)
-                if not self.waiting[step.name]:
-                    self.over.append(step)
+            if step.name in self.fans and run.status in ("failed", "skipped"):
+                self.finish(_StepState(step.name, "skipped", reason=f"needs {run.name}"))
+            else:
+                self.settle(run.name, step)
 
 
 # What the executors raise when a worker process has died.

@@ -24,6 +24,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -1426,6 +1427,19 @@ def test_async_steps_and_retries_are_cached(monkeypatch: pytest.MonkeyPatch) -> 
     assert (run.steps["shaky"].attempts, run["shaky"]) == (2, 4)
     run = made.run(n=1)
     assert (went(run), run["shaky"]) == ("slow cached, shaky cached", 4)
+
+
+def test_another_library_function_as_a_step_is_another_step() -> None:
+    for function, value in ((statistics.mean, 4), (statistics.median, 2)):
+        made = Pipeline(Step(function, name="middle", cache=True))
+        assert made.run(data=[1, 2, 9])["middle"] == value
+    made = Pipeline(Step(statistics.mean, name="middle", cache=True))
+    assert made.plan(data=[1, 2, 9])["middle"].status == "fresh"
+    made = Pipeline(Step(statistics.mode, name="middle", cache=True))
+    assert made.plan(data=[1, 2, 9])["middle"].reason == "code changed: median, mode"
+    for kind in (list, tuple):
+        made = Pipeline(Step(kind, name="kept", args={"iterable": "n"}, cache=True))
+        assert type(made.run(n=(1,))["kept"]) is kind
 
 
 def test_a_chain_of_1000_cached_steps_is_reused() -> None:
@@ -3444,6 +3458,15 @@ def test_a_plan_is_a_table_and_a_mapping(kept: Pipeline) -> None:
         plan["bigest"]
 
 
+def test_a_plan_of_what_a_run_will_refuse_or_not_look_at() -> None:
+    """A plan has no opinion on a map over no list; what no cached step takes is not looked at."""
+    made = Pipeline(
+        Step(len, args={"obj": "x"}, map="obj", cache=True), Step(id, args={"obj": "y"})
+    )
+    reasons = [step.reason for step in made.plan(x=5, y=threading.Lock()).values()]
+    assert reasons == ["never ran", "not cached"]
+
+
 def test_a_plan_and_a_run_agree(kept: Pipeline) -> None:
     """Whatever is in the store, fresh steps are reused and no others."""
     size = Step(len, args={"obj": "squares"}, cache=True)
@@ -4057,6 +4080,14 @@ def summed(negated: list[int]) -> int:
     return sum(negated)
 
 
+def both_signs(x: int) -> tuple[int, int]:
+    return x, -x
+
+
+def put_together(one: Any, other: Any) -> Any:
+    return one, other
+
+
 def picky(item: int) -> int:
     if item == 3:
         raise ValueError("not three")
@@ -4214,6 +4245,14 @@ def test_outputs_of_a_mapped_step_are_lists() -> None:
     made = Pipeline(Step(lambda x: (x, -x), name="both", map="x", outputs=("up", "down")))
     run = made.run(x=[1, 2])
     assert (run["up"], run["down"]) == ([1, 2], [-1, -2])
+
+
+def test_a_map_over_a_map_may_need_all_of_it_too(executor: Any) -> None:
+    pair = Step(both_signs, map="x", outputs=("up", "down"))
+    for one, other in (("up", "both_signs"), ("both_signs", "up")):
+        after = Step(put_together, args={"one": one, "other": other}, map="one")
+        run = Pipeline(pair, after, executor=executor).run(x=[1, 2])
+        assert run["put_together"] == [(x, run[other]) for x in run[one]]
 
 
 def test_failures_of_a_map_name_index_and_element(executor: Any) -> None:
