@@ -298,6 +298,17 @@ _brief = _Brief()
 _brief.maxstring, _brief.maxother = 60, 80
 
 
+class _Secret:
+    """Stands where a value must not be shown."""
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
+def _hidden(values: Mapping[str, Any], secret: Collection[str]) -> dict[str, Any]:
+    return {name: _Secret() if name in secret else value for name, value in values.items()}
+
+
 def _error_line(error: BaseException | str | None) -> str:
     """``ValueError: the first line of its message``, or ""; what is such a line already stays."""
     if error is None or isinstance(error, str):
@@ -1726,7 +1737,7 @@ class _CodeMemo:
 
 # An entry: magic (its last byte numbers the format), length of the JSON text, HMAC of both and the
 # text, JSON text, payload. Text and payload are filled up to 64 bytes, so that arrays are aligned.
-_MAGIC = b"dagkit\x00\x01"
+_MAGIC = b"dagkit\x00\x02"
 _PREFIX = len(_MAGIC) + 8 + 32
 _INLINE = 4 << 10  # bytes; smaller buffers stay in the pickle stream
 _MAPPED = 32 << 20  # bytes; sections from here on are mapped, not read
@@ -1735,6 +1746,7 @@ _LONGEST_HEAD = 64 << 20  # bytes; no entry of ours needs more
 _LEFTOVER = 86400.0  # seconds after which nobody still writes a temporary file
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
 _FOLDERS = ("tmp", "entries", "locks", "newest")
+_RECORDS = "runs.jsonl"
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -1766,6 +1778,7 @@ class _Head(NamedTuple):
     shown: dict[str, str]  # name -> text of an input, for "alpha 0.1 → 0.3"
     fingerprint: str
     outputs: dict[str, str]  # name -> fingerprint, of a step with outputs
+    metrics: dict[str, Any]  # name -> value, of values that are numbers or short texts
     named: dict[str, str]  # file or code that the value only names -> its fingerprint back then
     created: float  # seconds since the epoch
     seconds: float  # that the step took
@@ -1830,6 +1843,18 @@ def _read_head(path: str, secret: bytes) -> _Head:
     if size not in (start, start + payload):
         raise _BadEntry("it is cut short, or too long")
     return head._replace(kept=size == start + payload)
+
+
+def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the values that are numbers, bools or short texts, as Python's own."""
+    found = {}
+    for name, value in values.items():
+        kind = type(value)
+        if kind.__module__ == "numpy" and not getattr(value, "shape", True):
+            value = value.item()
+        if type(value) in (bool, int, float) or (type(value) is str and len(value) <= 200):
+            found[name] = value
+    return found
 
 
 def _user_secret() -> bytes:
@@ -2200,9 +2225,12 @@ class Store:
             return None
         whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
         outputs = dict(zip(head.outputs, prints, strict=False))
+        metrics = _metrics(
+            dict(zip(head.outputs, value, strict=True)) if outputs else {head.step: value}
+        )
         path = self._entry(head.key)
         head = head._replace(fingerprint=whole, outputs=outputs, named=named, sections=sections)
-        head = head._replace(created=time.time(), path=path)
+        head = head._replace(metrics=metrics, created=time.time(), path=path)
         text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":"))
         body = text.encode()
         body += b" " * (-(_PREFIX + len(body)) % 64)
@@ -2219,6 +2247,31 @@ class Store:
             return None
         self._said.discard(path)
         return head._replace(start=len(sealed))
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to the records of runs; one write, so that many processes do not mix them."""
+        import json
+
+        if not self._ready(make=True):
+            return
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            file = os.open(f"{self.path}/{_RECORDS}", _WRITE | os.O_APPEND, 0o600)
+            try:
+                os.write(file, line)
+            finally:
+                os.close(file)
+        except OSError as error:
+            self._say("save", f"runs cannot be recorded in {self.path}: {error}")
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of runs, oldest first; a line cut short by a full disk is left out."""
+        import json
+
+        with contextlib.suppress(FileNotFoundError), open(f"{self.path}/{_RECORDS}", "rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
 
     def _remove(self, head: _Head) -> None:
         with contextlib.suppress(OSError):
@@ -2441,17 +2494,22 @@ def _rows(scene: _Scene) -> list[list[str]]:
     return rows
 
 
-def _table(scene: _Scene, *, columns: int | None = None, ascii: bool = False) -> str:
-    """Write a scene as lines of text; what does not fit into ``columns`` is cut off the notes."""
-    lines = [" · ".join([scene.title, *scene.heading()])]
-    rows = _rows(scene)
+def _aligned(rows: list[list[str]], columns: int | None = None) -> list[str]:
+    """Write rows as lines of one width a column; with ``columns`` the last one is cut to size."""
     widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
+    lines = []
     for row in rows:
         *before, last = [x + " " * (w - _cells(x)) for x, w in zip(row, widths, strict=True)]
         line = "  " + "   ".join([*before, ""])
-        if columns and scene.states is not None:
-            last = _cut(last, max(8, columns - _cells(line)))
+        last = _cut(last, max(8, columns - _cells(line))) if columns else last
         lines.append((line + last).rstrip())
+    return lines
+
+
+def _table(scene: _Scene, *, columns: int | None = None, ascii: bool = False) -> str:
+    """Write a scene as lines of text; what does not fit into ``columns`` is cut off the notes."""
+    lines = [" · ".join([scene.title, *scene.heading()])]
+    lines += _aligned(_rows(scene), columns if scene.states is not None else None)
     lines += ["  " + line for line in scene.fault.splitlines()]
     text = "\n".join(lines)
     return _in_ascii(text) if ascii else text
@@ -3004,17 +3062,18 @@ def _html(scene: _Scene) -> str:
             f'style="max-width:none" src="data:image/svg+xml;base64,{data}"></div>'
         )
     parts += [f"<pre>{_escaped(text)}</pre>" for text in (fault, scene.fault) if text]
-    rows = [
-        "<tr>" + "".join(f'<td style="text-align:left">{_escaped(x)}</td>' for x in row) + "</tr>"
-        for row in _rows(scene)
-    ]
-    summary = _counted(len(rows), "step")
-    if rows:
-        is_open = " open" * (not svg)
-        parts.append(
-            f"<details{is_open}><summary>{summary}</summary><table>{''.join(rows)}</table></details>"
-        )
+    if rows := _rows(scene):
+        summary = f"<details{' open' * (not svg)}><summary>{_counted(len(rows), 'step')}</summary>"
+        parts.append(f"{summary}{_html_table(rows)}</details>")
     return f'<div class="dagkit">{"".join(parts)}</div>'
+
+
+def _html_table(rows: list[list[str]]) -> str:
+    lines = [
+        "".join(f'<td style="text-align:left">{_escaped(text)}</td>' for text in row)
+        for row in rows
+    ]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def _alt(scene: _Scene) -> str:
@@ -3300,8 +3359,10 @@ class _Reuse:
     ``distrusted`` holds the keys of entries whose payload has proved bad.
     """
 
-    def __init__(self, store: Store, codes: _CodeMemo, order: _Order) -> None:
-        self.store, self.order = store, order
+    def __init__(
+        self, store: Store, codes: _CodeMemo, order: _Order, secret: Collection[str]
+    ) -> None:
+        self.store, self.order, self.secret = store, order, secret
         self.distrusted: set[str] = set()
         self.made: dict[str, tuple[dict[str, str], str] | _Opaque] = {}
         # Of each step: the parts of its code, and the text that its keys begin with.
@@ -3348,11 +3409,12 @@ class _Reuse:
     ) -> _Head:
         """Make the head of an entry that is not there: what is known before the step has run."""
         inputs = {f"input {name}": prints[name] for name in step.needs if name in prints}
+        values = _hidden(values, self.secret)
         scalars = [n for n in step.needs if type(values.get(n, _MISSING)) in _SCALARS]
         shown = {name: _brief(values[name]) for name in scalars}
         outputs = dict.fromkeys(step.outputs, "")
         parts = {**self.start(step)[0], **inputs}
-        return _Head(key, step.name, parts, shown, "", outputs, {}, 0.0, 0.0, [])
+        return _Head(key, step.name, parts, shown, "", outputs, {}, {}, 0.0, 0.0, [])
 
     def find(self, step: Step, key: str) -> _Head | str:
         """Return the entry of a key if it can be used, or else the reason why not, if known."""
@@ -3494,16 +3556,17 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
 ########################################################################################
 
 
-class _Outcome(NamedTuple):
+@dataclass
+class _Outcome:
     """How the steps of an order went: a clock reading before and after each plain one, then more.
 
     The plain loop only reads the clock; what is known of each step is made when someone asks.
     """
 
     order: _Order
-    ends: list[float]
-    others: dict[str, _StepState]
-    seconds: float
+    ends: list[float] = field(default_factory=list)
+    others: dict[str, _StepState] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def steps(self) -> dict[str, _StepState]:
         spans = zip(self.order.steps, self.ends, self.ends[1:], strict=False)
@@ -3531,14 +3594,17 @@ class Run(_Shown, Mapping[str, Any]):
     def __init__(
         self,
         scene: _Scene,
-        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
         outcome: _Outcome,
         started: float,
+        prints: Mapping[str, str],
         again: Callable[[str, str], Any],
     ) -> None:
-        self.inputs = dict(scene.inputs)
-        self._shows, self._values, self._outcome = scene, dict(values), outcome
-        self._started, self._again = started, again
+        self.inputs = dict(inputs)
+        self._shows, self._outcome, self._again = scene, outcome, again
+        self._started, self._prints = started, prints  # fingerprints of the inputs, where known
+        self._values: dict[str, Any] = {}
+        self._error = ""  # what ended the run
         self._cell: int | None = None  # of a notebook, that shows this run already
 
     def __getitem__(self, name: str) -> Any:
@@ -3593,29 +3659,151 @@ class Run(_Shown, Mapping[str, Any]):
         found = {name: step.error for name, step in self.steps.items()}
         return {name: error for name, error in found.items() if isinstance(error, BaseException)}
 
-    @property
+    @functools.cached_property
     def record(self) -> dict[str, Any]:
         """The run without its values, ready for ``json.dumps``; times in seconds."""
+        error = self._error or "".join(map(_error_line, [*self.errors.values()][:1]))
+        values = {n: v for n, v in self._values.items() if not isinstance(v, _Lazy)}
+        heads = [v.head for v in self._values.values() if isinstance(v, _Stored)]
+        kept = {name: metric for head in heads for name, metric in head.metrics.items()}
+        inputs = self._shows.inputs.items()
         return {
+            "id": os.urandom(6).hex(),
             "pipeline": self._shows.title,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
             "seconds": self._outcome.seconds,
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "dagkit": __version__,
-            "status": "failed" if self.errors else "ran",
-            "inputs": {name: _brief(value) for name, value in self.inputs.items()},
+            "status": "failed" if error else "ran",
+            "error": error,
+            **_whereabouts(),
+            **_git(_folder_of(self._shows.graph), int(self._started // 10)),
+            "inputs": {n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs},
             "targets": list(self._values),
+            "metrics": _metrics(values) | {n: m for n, m in kept.items() if n in self._values},
             "steps": {
                 name: {
                     "status": step.status,
                     "seconds": step.seconds,
                     "reason": step.reason,
                     "attempts": step.attempts,
+                    "fingerprint": step.fingerprint,
                     "error": _error_line(step.error),
                 }
                 for name, step in self.steps.items()
             },
         }
+
+
+@functools.cache
+def _whereabouts() -> dict[str, str]:
+    import getpass
+    import platform
+
+    facts = {"user": "", "host": platform.node(), "python": platform.python_version()}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a container may know no name
+        facts["user"] = getpass.getuser()
+    return {**facts, "dagkit": __version__}
+
+
+def _folder_of(graph: _Graph) -> str:
+    """Find the folder of the file in which the first step is defined."""
+    for step in graph.steps.values():
+        code = getattr(_innermost(step.function), "__code__", None)
+        return str(os.path.dirname(code.co_filename)) if code is not None else ""
+    return ""
+
+
+def _noted(value: Any) -> dict[str, Any]:
+    """Write an input so that it can be given again if it is short JSON, else what it is."""
+    import json
+
+    if isinstance(value, os.PathLike):
+        return {"path": os.fspath(value)}
+    with contextlib.suppress(Exception):  # whatever a class does when it is compared
+        text = json.dumps(value)
+        if len(text) <= _LONGEST_NOTE and json.loads(text) == value:
+            return {"value": value}
+    return {"text": _brief(value)}
+
+
+_LONGEST_NOTE = 4096  # characters
+
+
+@functools.lru_cache(8)
+def _git(folder: str, tens: int) -> dict[str, Any]:
+    """Return the commit of a folder and whether files differ from it; asked every ten seconds."""
+    import subprocess
+
+    command = [
+        "git",
+        "-C",
+        folder or ".",
+        "status",
+        "--porcelain=v2",
+        "--branch",
+        "--untracked-files=no",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # there is no git, or it hangs on a network
+        return {"commit": "", "dirty": False}
+    found = re.search(r"^# branch.oid ([0-9a-f]+)$", done.stdout, re.MULTILINE)
+    dirty = any(line[:1] != "#" for line in done.stdout.splitlines())
+    return {"commit": found[1] if found else "", "dirty": dirty}
+
+
+class _Record(dict[str, Any]):
+    """A recorded run as one flat row: facts, ``inputs.NAME`` and ``metrics.NAME``.
+
+    Attributes
+    ----------
+    inputs : dict
+        Name -> value of the inputs that can be given again: ``pipeline.run(**record.inputs)``.
+    steps : dict
+        Step name -> status, seconds, reason, attempts, fingerprint, error.
+    """
+
+    def __init__(self, line: dict[str, Any]) -> None:
+        from pathlib import Path
+
+        facts = ("id", "pipeline", "started", "seconds", "status", "error", "user", "host")
+        super().__init__({name: line.get(name) for name in (*facts, "commit", "dirty")})
+        self.inputs: dict[str, Any] = {}
+        self.steps: dict[str, dict[str, Any]] = line.get("steps", {})
+        for name, noted in line.get("inputs", {}).items():
+            self[f"inputs.{name}"] = next(iter(noted.values()))
+            if "path" in noted:
+                self.inputs[name] = Path(noted["path"])
+            elif "value" in noted:
+                self.inputs[name] = noted["value"]
+        for name, metric in line.get("metrics", {}).items():
+            self[f"metrics.{name}"] = metric
+
+
+class _History(list[_Record]):
+    """Recorded runs, newest last; shows a table of the columns in which they differ."""
+
+    def _rows(self) -> list[list[str]]:
+        names = dict.fromkeys(name for record in self for name in record if name != "id")
+        differing = [n for n in names if len({repr(record.get(n)) for record in self}) > 1]
+        # What was put in, what came out, then when and how it went.
+        columns = [n for n in differing or names if n[:7] == "inputs."]
+        columns += [n for n in differing or names if n[:8] == "metrics."]
+        columns += [n for n in ("started", "seconds", "status", "error") if n in differing or names]
+        columns += [n for n in differing if n not in columns]
+        rows = [[_cell_text(record.get(name)) for name in columns] for record in self]
+        return [[name.partition(".")[2] or name for name in columns], *rows]
+
+    def __repr__(self) -> str:
+        return "\n".join(_aligned(self._rows()))
+
+    def _repr_html_(self) -> str:
+        return _html_table(self._rows())
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if type(value) is float else _printable(str(value))
 
 
 ########################################################################################
@@ -4187,6 +4375,7 @@ class _Policy(NamedTuple):
     strict: bool
     executor: Any
     listeners: list[_Listener]
+    prints: Mapping[str, tuple[str, dict[str, str]]]  # of the inputs, if they are known already
 
 
 class _Loop:
@@ -4199,11 +4388,13 @@ class _Loop:
     A mapped step over what a running one makes opens at once, and follows it element by element.
     """
 
-    def __init__(self, order: _Order, values: dict[str, Any], start: int, policy: _Policy) -> None:
+    def __init__(
+        self, outcome: _Outcome, values: dict[str, Any], start: int, policy: _Policy
+    ) -> None:
+        order, self.steps = outcome.order, outcome.others
         self.values, self.policy, self.reuse = values, policy, policy.reuse
         self.pool = _Pool(policy.executor)
         self.todo = order.steps[start:]
-        self.steps: dict[str, _StepState] = {}
         self.failure: BaseException | None = None
         self.flight: dict[_Task, Any] = {}  # to their futures
         self.count = itertools.count()
@@ -4215,7 +4406,7 @@ class _Loop:
         self.locks: dict[_Task, tuple[str, int]] = {}  # key and handle
         self.fans: dict[str, _Fan] = {}  # mapped steps that are running
         # Of values in memory, until a step may have changed them: with the files that they name.
-        self.prints: dict[str, tuple[str, dict[str, str]]] = {}
+        self.prints = {} if start else dict(policy.prints)
         made = ((value, step) for step in self.todo for value in step.values)
         self.makers = {value: step for value, step in made if value not in order.given}
         # How many steps, and targets, still need each value; inputs stay with the run.
@@ -4622,6 +4813,7 @@ class _Loop:
             values = {n: self.values[n] for n in step.needs if n in self.values}
             if task.fan is not None:
                 values |= task.fan.row(task.index)
+            values = _hidden(values, self.reuse.secret)
             _add_note(error, step, values, f", element {task.index}" if task.fan else "")
         if not self.policy.keep_going and self.failure is None:
             self.failure = error
@@ -4679,17 +4871,16 @@ def _add_note(
     error.add_note(place + f", with {shown}" * bool(shown))
 
 
-def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome:
+def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None:
     """Run the steps of an order; leaves in ``values`` those of the targets, and what was given.
 
     Steps run in a plain loop, whose cost is next to nothing, until one does something that takes
     more: raises, skips, returns a coroutine. From there on the ready/done loop goes on, which runs
     all of an order if something in it needs more from the start.
     """
-    ends = [_clock()]
-    ended = ends.append
-    get = values.__getitem__
-    given = order.given
+    order, ends = outcome.order, outcome.ends
+    ended, get, given = ends.append, values.__getitem__, order.given
+    ended(_clock())
     first: tuple[float, Any, Exception | None] | None = None
     plain = order.plain and not policy.strict and policy.executor is None and not policy.listeners
     try:
@@ -4715,20 +4906,18 @@ def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome
     except Exception as error:
         first = (ends[-1], None, error)
     done = len(ends) - 1
-    others: dict[str, _StepState] = {}
     inputs = dict(values)
     while done < len(order.steps):
-        loop = _Loop(order, values, done, policy)
+        outcome.others.clear()
+        loop = _Loop(outcome, values, done, policy)
         try:
             loop.run(first)
-            others = loop.steps
             break
         except _Again:
             values.clear()
             values.update(inputs)
         finally:
             first = None
-    return _Outcome(order, ends, others, _clock() - ends[0])
 
 
 ########################################################################################
@@ -4759,6 +4948,8 @@ class Pipeline(_Shown):
         Called in the calling thread with each :class:`Event`.
     on_error : {"raise", "continue"}
         What a step's exception does: end the run, or only keep what needs that step from running.
+    secret : iterable of str
+        Names of inputs whose values are neither recorded nor shown, but in ``Run.inputs``.
     strict : bool
         Whether a step that changes an argument in place fails; costs two fingerprints of each.
 
@@ -4791,6 +4982,7 @@ class Pipeline(_Shown):
         progress: bool | Literal["auto"] = "auto",
         on_error: Literal["raise", "continue"] = "raise",
         strict: bool = False,
+        secret: Iterable[str] = (),
     ) -> None:
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
@@ -4802,6 +4994,8 @@ class Pipeline(_Shown):
             raise ValueError(f"progress={_brief(progress)}: expected True, False or 'auto'")
         self._executor, self._progress = executor, progress
         self._listeners = [on_event] if callable(on_event) else [*on_event]
+        self._keeps = store is not None or "DAGKIT_STORE" in os.environ
+        self._secret = frozenset([secret] if isinstance(secret, str) else secret)
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
@@ -4927,7 +5121,7 @@ class Pipeline(_Shown):
           twice   x   ○ new   not cached
         """
         order, values, used = self._prepare(targets, inputs)
-        states = _make_plan(_Reuse(self._store, self._codes, order), values)
+        states = _make_plan(_Reuse(self._store, self._codes, order, self._secret), values)
         return Plan(self._shows(order, used)._replace(states=states))
 
     def _prepare(
@@ -4972,30 +5166,73 @@ class Pipeline(_Shown):
             listeners.append(live)
         elif (self._progress is True and sys.stderr) or (self._progress and _on_terminal()):
             listeners.append(_Progress(scene.title, order.steps, sys.stderr))
-        reuse = _Reuse(self._store, self._codes, order)
+        reuse = _Reuse(self._store, self._codes, order, self._secret)
         reuse.distrusted |= distrusted
-        keep_going = self._on_error == "continue"
-        policy = _Policy(reuse, keep_going, self._strict, self._executor, listeners)
+        keep_going, prints = self._on_error == "continue", dict[str, Any]()
+        for name, value in used.items() if self._is_recorded() else ():
+            with contextlib.suppress(_Opaque):
+                names: dict[str, str] = {}
+                prints[name] = _fingerprint(value, names), names
+        marks = {name: mark for name, (mark, _) in prints.items()}
+        for name in self._secret & marks.keys() if self._store._ready(make=True) else ():
+            # With a key, or whoever reads it could try all passwords.
+            secret = self._store._secret + marks[name].encode()
+            marks[name] = hashlib.sha256(secret).hexdigest()
+        policy = _Policy(reuse, keep_going, self._strict, self._executor, listeners, prints)
         if listeners:
             _tell(listeners, Event("run started", started, done=0, total=len(order.steps)))
-        status = "failed"
-        try:
-            outcome = _execute(order, values, policy)
-            status = "ran"
-        finally:
-            if listeners:
-                ended = time.time()
-                _tell(listeners, Event("run finished", ended, "", status, ended - started))
-        # What lies in a store is loaded when it is asked for; a cluster may be gone by then.
-        kept = {name: values[name] for name in order.targets if name in values}
-        kept = {n: v.load() if _is_remote(v) else v for n, v in kept.items()}
 
         def again(name: str, key: str) -> Any:
             return self._run((name,), inputs, {*distrusted, key})[name]
 
-        run = Run(scene, kept, outcome, started, again)
-        run._cell = live.cell if live is not None else None
+        outcome = _Outcome(order)
+        run = Run(scene, used, outcome, started, marks, again)
+        status, began = "failed", _clock()
+        try:
+            _execute(outcome, values, policy)
+            # What lies in a store is loaded when it is asked for; a cluster may be gone by then.
+            kept = {name: values[name] for name in order.targets if name in values}
+            run._values = {n: v.load() if _is_remote(v) else v for n, v in kept.items()}
+            status = "ran"
+        except BaseException as error:
+            run._error = _error_line(error)
+            raise
+        finally:
+            outcome.seconds = _clock() - began
+            if listeners:
+                _tell(listeners, Event("run finished", time.time(), "", status, outcome.seconds))
+            run._cell = live.cell if live is not None else None
+            if self._is_recorded():
+                self._store._append(run.record)
         return run
+
+    def _is_recorded(self) -> bool:
+        return self._keeps or any(step.cache for step in self._built.steps.values())
+
+    def history(self) -> list[Any]:
+        """Return the recorded runs of this pipeline, newest last.
+
+        A run is recorded if a store was asked for, or a step is cached: a line of JSON in the
+        file ``runs.jsonl`` of the store.
+
+        Returns
+        -------
+        list of dict
+            A flat row for each run: when, who, ``inputs.NAME``, ``metrics.NAME`` (the targets that
+            are numbers, bools or short texts). ``pandas.DataFrame`` takes it as it is. A row also
+            has ``.steps`` and, for ``run(**row.inputs)``, ``.inputs``.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> pipeline = Pipeline({"more": lambda x: x + 1}, store=tempfile.mkdtemp())
+        >>> for x in (1, 2):
+        ...     _ = pipeline.run(x=x)
+        >>> [row["metrics.more"] for row in pipeline.history()]
+        [2, 3]
+        """
+        lines = (x for x in self._store._records() if x.get("pipeline") == self._title)
+        return _History(map(_Record, lines))
 
     @property
     def store(self) -> Store:
@@ -5021,7 +5258,8 @@ class Pipeline(_Shown):
     def _shows(self, order: _Order, used: Mapping[str, Any]) -> _Scene:
         """Begin the scene of a plan or a run; its states come later."""
         targets = frozenset(order.targets) if order.named else frozenset[str]()
-        return _Scene(self._title, self._built, None, targets, order.given, used)
+        shown = _hidden(used, self._secret) if self._secret else used
+        return _Scene(self._title, self._built, None, targets, order.given, shown)
 
     def _scene(self) -> _Scene:
         try:
