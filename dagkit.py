@@ -3012,6 +3012,8 @@ def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made, if it is cached; the values become loads from the store."""
     if job.store is None or job.head is None:
         return made
+    if job.step._poke is not None and not made.values[job.step.name]:
+        return made  # a sensor that has seen nothing has no value yet
     try:
         if any(_named_mark(f"file {path}") != mark for path, mark in job.files):
             return made  # a file changed while the step read it: who knows which of the two it saw
@@ -3586,6 +3588,7 @@ class _Loop:
     def poke_again(self, task: _Task, interval: float, timeout: float, soft_fail: bool) -> None:
         """Check a sensor later, or give it up: after a check that failed, as Airflow does."""
         step, task.attempts = task.step, task.attempts - 1
+        self.unlock(task)
         task.first = task.first or task.began
         waited = _clock() - task.first
         task.checks += 1

@@ -3649,6 +3649,24 @@ def test_a_sensor_holds_no_worker_between_checks() -> None:
         assert made.run()["arrived"] is True
 
 
+def test_a_sensor_that_another_scheduler_keeps_is_kept_once_it_has_seen_something(
+    tmp_path: Path,
+) -> None:
+    """A bridge makes such a step by ``dataclasses.replace``; a check in vain is no value."""
+
+    @sensor(poke_interval=0.01)
+    def arrived(folder: str) -> list[str]:
+        found = os.listdir(folder)
+        Path(folder, "parcel").touch()
+        return found
+
+    kept = dataclasses.replace(Pipeline(arrived).steps["arrived"], cache=True)
+    (tmp_path / "mail").mkdir()
+    runs = [Pipeline(kept).run(folder=str(tmp_path / "mail")) for _ in range(2)]
+    assert [run["arrived"] for run in runs] == [["parcel"], ["parcel"]]
+    assert [run.steps["arrived"].status for run in runs] == ["ran", "cached"]
+
+
 def test_a_sensor_has_no_cache_and_no_map() -> None:
     with pytest.raises(StepError, match="@sensor has no option 'cache' or 'map'"):
         sensor(cache=True)(double)
