@@ -2455,7 +2455,7 @@ class _Reuse:
 
 
 class Plan(Mapping[str, _StepPlan]):
-    """What a run would do, step by step, and why; nothing is run and no value loaded.
+    """What a run would do, step by step, and why; nothing is run, and nothing loaded but what maps go through.
 
     ``Pipeline.plan`` makes it. A mapping of step name -> ``name``, ``status``, ``reason``, in the
     order in which the steps would run. ``fresh``: a stored result fits and will be reused.
@@ -2507,10 +2507,14 @@ class Plan(Mapping[str, _StepPlan]):
 
 
 def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]:
-    """Decide for each step of an order, from heads alone, what a run would do with it."""
+    """Decide for each step of an order what a run would do with it.
+
+    From heads alone, but for a list that a map goes through: its elements have no head.
+    """
     plan: dict[str, _StepPlan] = {}
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
+    stored: dict[str, _Stored] = {}
     makers = {value: step.name for step in reuse.order.steps for value in step.values}
     for step in reuse.order.steps:
         heads: list[_Head] = []
@@ -2521,6 +2525,9 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
                     prints[name] = _fingerprint(values[name])
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
+                elif name in stored and name in step._over and name not in elements:
+                    with contextlib.suppress(_BadEntry, TypeError):
+                        elements[name] = [_fingerprint(item) for item in stored[name].load()]
             after = next((makers[name] for name in step.needs if name not in prints), "")
             unknown = [makers[name] for name in step._over if name not in elements]
             if not step.cache:
@@ -2547,6 +2554,8 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepPlan]
             plan[step.name] = _StepPlan(step.name, "new" if new else "stale", reason)
             continue
         plan[step.name] = _StepPlan(step.name, "fresh", "", sum(head.seconds for head in heads))
+        if not step._over:
+            stored |= _stored(reuse.store, heads[0])
         for name in step.values:
             marks = [head.outputs.get(name, head.fingerprint) for head in heads]
             prints[name] = _joined(marks) if step._over else marks[0]
@@ -3952,7 +3961,7 @@ class Pipeline:
         return self._run(targets, inputs, set())
 
     def plan(self, /, *targets: str, **inputs: Any) -> Plan:
-        """Tell what ``run`` would do with the same arguments, and why; runs and loads nothing.
+        """Tell what ``run`` would do with the same arguments, and why; runs nothing.
 
         Parameters
         ----------

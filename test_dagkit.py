@@ -2564,6 +2564,22 @@ def test_a_plan_and_a_run_agree(kept: Pipeline) -> None:
         )
 
 
+def test_a_plan_loads_the_stored_list_that_a_map_goes_through_and_no_more() -> None:
+    """Without that, all that comes after such a map would look stale for ever."""
+    listed = Step(lambda n: list(range(n)), name="listed", cache=True)
+    doubled = Step(lambda x: 2 * x, name="doubled", args={"x": "listed"}, map="x", cache=True)
+    total = Step(sum, args={"iterable": "doubled"}, cache=True)
+    made = Pipeline(listed, doubled, total)
+    made.run(n=3)
+    assert {x.status for x in made.plan(n=3).values()} == {"fresh"}
+    made.store.clear("listed")
+    assert reasons(made.plan(n=3)) == [
+        "listed new: never ran",
+        "doubled stale: after listed",
+        "sum stale: after doubled",
+    ]
+
+
 def test_the_reason_of_a_step_that_ran_is_that_of_the_plan(kept: Pipeline) -> None:
     assert kept.run(n=3).steps["squares"].reason == "never ran"
     why = "input n 3 → 4"
