@@ -2455,11 +2455,12 @@ class _Reuse:
 
 
 class Plan(Mapping[str, _StepPlan]):
-    """What a run would do, step by step, and why; nothing is run, and nothing loaded but what maps go through.
+    """What a run would do, step by step, and why.
 
-    ``Pipeline.plan`` makes it. A mapping of step name -> ``name``, ``status``, ``reason``, in the
-    order in which the steps would run. ``fresh``: a stored result fits and will be reused.
-    ``stale``: something changed, or may have; it runs if so. ``new``: nothing is stored; it runs.
+    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through. A
+    mapping of step name -> ``name``, ``status``, ``reason``, in the order in which the steps would
+    run. ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may
+    have; it runs if so. ``new``: nothing is stored; it runs.
 
     Examples
     --------
