@@ -3468,11 +3468,12 @@ class _Reuse:
 
 
 class Plan(_Shown, Mapping[str, _StepState]):
-    """What a run would do, step by step, and why; nothing is run and no value loaded.
+    """What a run would do, step by step, and why.
 
-    ``Pipeline.plan`` makes it. A mapping of step name -> ``name``, ``status``, ``reason``, in the
-    order in which the steps would run. ``fresh``: a stored result fits and will be reused.
-    ``stale``: something changed, or may have; it runs if so. ``new``: nothing is stored; it runs.
+    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through. A
+    mapping of step name -> ``name``, ``status``, ``reason``, in the order in which the steps would
+    run. ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may
+    have; it runs if so. ``new``: nothing is stored; it runs.
 
     Examples
     --------
@@ -3505,10 +3506,14 @@ class Plan(_Shown, Mapping[str, _StepState]):
 
 
 def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState]:
-    """Decide for each step of an order, from heads alone, what a run would do with it."""
+    """Decide for each step of an order what a run would do with it.
+
+    From heads alone, but for a list that a map goes through: its elements have no head.
+    """
     plan: dict[str, _StepState] = {}
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
+    stored: dict[str, _Stored] = {}
     for step in reuse.order.steps:
         heads: list[_Head] = []
         reason = "" if step.cache else "not cached"
@@ -3518,6 +3523,9 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
                     prints[name] = _fingerprint(values[name])
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
+                elif name in stored and name in step._over and name not in elements:
+                    with contextlib.suppress(_BadEntry, TypeError):
+                        elements[name] = [_fingerprint(item) for item in stored[name].load()]
             unknown = [name for name in step.needs if name not in prints]
             unknown += [name for name in step._over if name not in elements]
             rows = zip(*[elements.get(name, ()) for name in step._over], strict=False)
@@ -3543,6 +3551,8 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
             continue
         saved, size = sum(head.seconds for head in heads), sum(head.size for head in heads)
         plan[step.name] = _StepState(step.name, "fresh", saved=saved, size=size)
+        if not step._over:
+            stored |= _stored(reuse.store, heads[0])
         for name in step.values:
             marks = [head.outputs.get(name, head.fingerprint) for head in heads]
             prints[name] = _joined(marks) if step._over else marks[0]
@@ -4167,6 +4177,8 @@ def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made, if it is cached; the values become loads from the store."""
     if job.store is None or job.head is None:
         return made
+    if job.step._poke is not None and not made.values[job.step.name]:
+        return made  # a sensor that has seen nothing has no value yet
     try:
         if any(_named_mark(name) != mark for name, mark in job.files.items()):
             return made  # a file changed while the step read it: who knows which of the two it saw
@@ -4747,6 +4759,7 @@ class _Loop:
     def poke_again(self, task: _Task, interval: float, timeout: float, soft_fail: bool) -> None:
         """Check a sensor later, or give it up: after a check that failed, as Airflow does."""
         step, task.attempts = task.step, task.attempts - 1
+        self.unlock(task)
         task.first = task.first or task.began
         waited = _clock() - task.first
         task.checks += 1
@@ -5096,7 +5109,7 @@ class Pipeline(_Shown):
         return self._run(targets, inputs, set())
 
     def plan(self, /, *targets: str, **inputs: Any) -> Plan:
-        """Tell what ``run`` would do with the same arguments, and why; runs and loads nothing.
+        """Tell what ``run`` would do with the same arguments, and why; runs nothing.
 
         Parameters
         ----------
