@@ -21,6 +21,7 @@ Steps       a function and its options become a frozen ``Step``
 Graph       steps become a networkx graph, or an error that names the culprit
 Order       graph, targets and given inputs become the steps to run, one after the other
 Cache       values and code become fingerprints, results become files
+Data        files and data sets of the user's, which a catalog names
 Display     what is known of steps becomes text, a picture, a page
 Plan        what can be reused, and why the rest cannot
 Run record  what is known of a run: values, statuses, times, errors
@@ -60,7 +61,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 from keyword import iskeyword
 from types import CoroutineType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CatalogError",
     "CycleError",
     "DagkitError",
     "DagkitWarning",
@@ -179,6 +181,10 @@ class MissingInputError(DagkitError, TypeError):
 
 class ResultError(DagkitError, ValueError):
     """A step returned what cannot be its result: too few parts, a generator."""
+
+
+class CatalogError(DagkitError, ValueError):
+    """An entry of the catalog cannot be one, or has changed under a run: ``.name``."""
 
 
 class MutationError(DagkitError, ValueError):
@@ -2316,6 +2322,349 @@ class Store:
 
 
 ########################################################################################
+### Data
+########################################################################################
+
+
+class _Lazy:
+    """A value that is not at hand but can be had: ``load()``, and has a ``fingerprint``."""
+
+    where = "in the store"
+    named: Mapping[str, str] = {}  # what the value only names, as in a _Head
+
+    def __repr__(self) -> str:
+        return f"<{self.where}>"
+
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def load(self) -> Any:
+        raise NotImplementedError
+
+
+def _joined(marks: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
+
+
+def _print_of(value: Any, names: dict[str, str] | None = None) -> str:
+    """Return the fingerprint of a value, at hand or not."""
+    return value.fingerprint if isinstance(value, _Lazy) else _fingerprint(value, names)
+
+
+class _Format(NamedTuple):
+    """How one kind of file becomes a value and back; both get a binary file."""
+
+    load: Callable[[Any], Any]
+    save: Callable[[Any, Any], object]
+    packs: bool = False  # whether it may be packed, as .json.gz
+    package: str = ""  # that does it, whose version counts
+
+
+def _frames(kind: str, *, packs: bool = False, **options: Any) -> _Format:
+    """Make the format of pandas' ``read_KIND`` and ``to_KIND``."""
+
+    def load(file: Any) -> Any:
+        import pandas
+
+        return getattr(pandas, f"read_{kind}")(file)
+
+    def save(value: Any, file: Any) -> None:
+        if not hasattr(value, f"to_{kind}"):
+            raise TypeError(f"expected a pandas.DataFrame, got {_brief(value)}")
+        getattr(value, f"to_{kind}")(file, **options)
+
+    return _Format(load, save, packs, "pandas")
+
+
+def _numpy(file: Any) -> Any:
+    import numpy
+
+    found = numpy.load(file, allow_pickle=False)
+    return found if isinstance(found, numpy.ndarray) else dict(found)
+
+
+def _to_numpy(value: Any, file: Any) -> None:
+    import numpy
+
+    if isinstance(value, Mapping):
+        numpy.savez(file, **value)
+    else:
+        numpy.save(file, value, allow_pickle=False)
+
+
+def _json(file: Any) -> Any:
+    import json
+
+    return json.load(file)
+
+
+def _to_json(value: Any, file: Any) -> None:
+    import json
+
+    file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _json_lines(file: Any) -> Any:
+    import json
+
+    return [json.loads(line) for line in file if line.strip()]
+
+
+def _to_json_lines(value: Any, file: Any) -> None:
+    import json
+
+    file.writelines(json.dumps(item, ensure_ascii=False).encode() + b"\n" for item in value)
+
+
+def _pickle(file: Any) -> Any:
+    import pickle
+
+    return pickle.load(file)
+
+
+def _to_pickle(value: Any, file: Any) -> None:
+    import pickle
+
+    pickle.dump(value, file, 5)
+
+
+_FORMATS = {
+    ".bytes": _Format(lambda file: file.read(), lambda value, file: file.write(value), True),
+    ".csv": _frames("csv", packs=True, index=False, mode="wb"),
+    ".feather": _frames("feather"),
+    ".json": _Format(_json, _to_json, True),
+    ".jsonl": _Format(_json_lines, _to_json_lines, True),
+    ".npy": _Format(_numpy, _to_numpy, package="numpy"),
+    ".npz": _Format(_numpy, _to_numpy, package="numpy"),
+    ".parquet": _frames("parquet"),
+    ".pkl": _Format(_pickle, _to_pickle, True),
+    ".txt": _Format(
+        lambda file: file.read().decode(), lambda value, file: file.write(value.encode()), True
+    ),
+}
+
+
+class _File:
+    """A file of the catalog, or what fsspec finds at an address; its suffix says the format."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name, self.path, self.is_local = name, path, "://" not in path
+        stem, suffix = os.path.splitext(path)
+        self.packed = suffix == ".gz"
+        self.suffix = os.path.splitext(stem)[1] if self.packed else suffix
+        known = [end for end, made in _FORMATS.items() if made.packs or not self.packed]
+        if self.suffix not in known:
+            ends = ", ".join(end + ".gz" * self.packed for end in known)
+            raise CatalogError(
+                f"the catalog has no format for '{name}': {path}\n"
+                f"  known suffixes: {ends}\n  or give an object with load() and save(value)",
+                name=name,
+            )
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def label(self) -> str:
+        """The name under which a store notes the content."""
+        return f"{'file' if self.is_local else 'data'} {self.path}"
+
+    @contextlib.contextmanager
+    def opened(self, path: str, mode: Literal["rb", "wb"]) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            if self.is_local:
+                file: Any = stack.enter_context(open(path, mode))
+            else:
+                import fsspec
+
+                file = stack.enter_context(fsspec.open(path, mode))
+            if self.packed:
+                import gzip
+
+                # Without name and time, so that equal values make equal files.
+                file = stack.enter_context(gzip.GzipFile("", mode, fileobj=file, mtime=0))
+            yield file
+
+    @property
+    def reader(self) -> str:
+        """What makes the value of the content: another version may make another one."""
+        package = _FORMATS[self.suffix].package
+        return f"{self.suffix} {package and _version(package)}"
+
+    def mark(self) -> str:
+        """Fingerprint the content as it is now."""
+        if self.is_local:
+            return _named_mark(f"file {self.path}")
+        try:
+            with self.opened(self.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return "missing"
+
+    def load(self) -> tuple[Any, str]:
+        """Return the value, and the mark of what was read."""
+        before = self.mark()
+        with self.opened(self.path, "rb") as file:
+            value = _FORMATS[self.suffix].load(file)
+        after = self.mark()
+        return value, after if before == after else f"{before} or {after}"
+
+    def save(self, value: Any) -> str:
+        """Write the file aside and then in its place; return the mark of what was written."""
+        if not self.is_local:
+            with self.opened(self.path, "wb") as file:
+                _FORMATS[self.suffix].save(value, file)
+            return self.mark()
+        folder, name = os.path.split(self.path)
+        os.makedirs(folder or ".", exist_ok=True)
+        aside = os.path.join(folder, f".{os.urandom(4).hex()}.{name}")
+        try:
+            with self.opened(aside, "wb") as file:
+                _FORMATS[self.suffix].save(value, file)
+            mark = _named_mark(f"file {aside}")  # before another process can replace it
+            os.replace(aside, self.path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+            raise
+        return mark
+
+
+class _DataSet:
+    """Any object with ``load()`` and ``save(value)``, as Kedro's; counts by what it loads."""
+
+    is_local, reader = False, ""
+
+    def __init__(self, name: str, inner: Any) -> None:
+        self.name, self.inner = name, inner
+        self.label = f"data {name}"
+
+    def __str__(self) -> str:
+        return f"<{type(self.inner).__name__} '{self.name}'>"
+
+    def mark(self) -> str:
+        return self.load()[1]
+
+    def load(self) -> tuple[Any, str]:
+        value = self.inner.load()
+        return value, _fingerprint(value)
+
+    def save(self, value: Any) -> str:
+        self.inner.save(value)
+        return self.mark()
+
+
+_Place = _File | _DataSet
+
+
+class _InCatalog(_Lazy):
+    """A value that lies where the catalog says; each load gives a value of one's own."""
+
+    def __init__(self, place: _Place, mark: str = "", fingerprint: str = "") -> None:
+        self.place, self._mark, self._fingerprint = place, mark, fingerprint
+
+    def __repr__(self) -> str:
+        return str(self.place)
+
+    @property
+    def mark(self) -> str:
+        """What is there, as it was when it counted first."""
+        self._mark = self._mark or self.place.mark()
+        return self._mark
+
+    @property
+    def named(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {self.place.label: self.mark}
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint or _joined(["catalog", self.place.reader, self.mark])
+
+    def load(self) -> Any:
+        value, mark = self.place.load()
+        if self._mark and mark != self._mark:
+            raise CatalogError(
+                f"the catalog's '{self.place.name}' has changed while the run needed it: "
+                f"{self.place}\n  run again; give two runs that write at once a path each, as by "
+                "a template: 'out/{region}/model.pkl'",
+                name=self.place.name,
+            )
+        return value
+
+
+def _find_places(
+    catalog: Mapping[str, Any], names: Iterable[str], inputs: Mapping[str, Any]
+) -> dict[str, _Place]:
+    """Make the places of those names that the catalog has; paths are filled in from the inputs."""
+    places: dict[str, _Place] = {}
+    for name in names:
+        if name not in catalog:
+            continue
+        entry = catalog[name]
+        if not isinstance(entry, str | os.PathLike):
+            places[name] = _DataSet(name, entry)
+            continue
+        path = os.fspath(entry)
+        lacking = [n for n in _template_names(path) if inputs.get(n, _REQUIRED) is _REQUIRED]
+        if lacking:
+            raise MissingInputError(
+                f"the path of '{name}' in the catalog needs {_listed(map(repr, lacking))}, which "
+                f"run() was not given\n  {path}",
+                missing=tuple(lacking),
+            )
+        places[name] = _File(name, path.format_map(inputs) if _template_names(path) else path)
+    return places
+
+
+def _template_names(path: str) -> list[str]:
+    import string
+
+    return [name for _, name, _, _ in string.Formatter().parse(path) if name]
+
+
+def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
+    """Keep the steps that the catalog names, and take the inputs that it names from there.
+
+    Raises ``CatalogError`` for an entry that cannot be one, ``UnknownNameError`` for a name.
+    """
+    steps, inputs = dict(graph.steps), dict(graph.inputs)
+    known = {*graph.makers, *inputs}
+    unknown = sorted(name for name in catalog if name not in known)
+    if unknown:
+        text = f"the catalog names {_listed(map(repr, unknown))}: no step makes or takes it\n"
+        raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
+    for name, entry in catalog.items():
+        if isinstance(entry, str | os.PathLike):
+            _File(name, os.fspath(entry))  # for its CatalogError
+            for needed in _template_names(os.fspath(entry)):
+                if needed not in graph.makers:
+                    inputs.setdefault(needed, _REQUIRED)
+        elif not (hasattr(entry, "load") and hasattr(entry, "save")):
+            raise CatalogError(
+                f"the catalog has {_brief(entry)} for '{name}'\n"
+                "  expected a path, or an object with load() and save(value)",
+                name=name,
+            )
+        step = graph.makers.get(name)
+        if step is None:
+            inputs[name] = _InCatalog(_DataSet(name, None))  # each run puts its own there
+            continue
+        whole = name == step.name and step.outputs
+        if step._over or step._poke is not None or whole:
+            what = "a map" if step._over else "a sensor" if step._poke else "a step with outputs"
+            raise CatalogError(
+                f"step '{step.name}' cannot be in the catalog: it is {what}\n  {step.definition}\n"
+                + ("  name its outputs instead" if whole else "  let another step take its value"),
+                name=name,
+            )
+        if not step.cache:
+            steps[step.name] = replace(step, cache=True)
+    makers = {value: steps[step.name] for value, step in graph.makers.items()}
+    return graph._replace(steps=steps, makers=makers, inputs=inputs)
+
+
+########################################################################################
 ### Display
 ########################################################################################
 
@@ -3304,27 +3653,11 @@ def _takes_glyphs(stream: Any) -> bool:
 ########################################################################################
 
 
-class _Lazy:
-    """A value that is not at hand but can be had: ``load()``, and has a ``fingerprint``."""
-
-    where = "in the store"
-
-    def __repr__(self) -> str:
-        return f"<{self.where}>"
-
-    @property
-    def fingerprint(self) -> str:
-        raise NotImplementedError
-
-    def load(self) -> Any:
-        raise NotImplementedError
-
-
 class _Stored(_Lazy):
     """A value that lies in a store, or one output of it; each load gives a value of one's own."""
 
     def __init__(self, store: Store, head: _Head, part: str = "") -> None:
-        self.store, self.head, self.part = store, head, part
+        self.store, self.head, self.part, self.named = store, head, part, head.named
 
     @property
     def fingerprint(self) -> str:
@@ -3337,20 +3670,30 @@ class _Stored(_Lazy):
 class _Mapped(_Lazy):
     """The list that a mapped step makes, as long as some of its elements are not at hand."""
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, items: Sequence[Any]) -> None:
         self.items = items
 
     @property
     def fingerprint(self) -> str:
-        marks = (x.fingerprint if isinstance(x, _Lazy) else _fingerprint(x) for x in self.items)
-        return _joined(marks)
+        return _joined(map(_print_of, self.items))
 
     def load(self) -> Any:
         return [x.load() if isinstance(x, _Lazy) else x for x in self.items]
 
 
-def _joined(marks: Iterable[str]) -> str:
-    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
+class _Whole(_Mapped):
+    """What a step with outputs makes as a whole, some of them in the catalog."""
+
+    def __init__(self, items: Sequence[Any], fingerprint: str = "") -> None:
+        super().__init__(items)
+        self._fingerprint = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint or super().fingerprint
+
+    def load(self) -> Any:
+        return tuple(super().load())
 
 
 class _Reuse:
@@ -3360,9 +3703,14 @@ class _Reuse:
     """
 
     def __init__(
-        self, store: Store, codes: _CodeMemo, order: _Order, secret: Collection[str]
+        self,
+        store: Store,
+        codes: _CodeMemo,
+        order: _Order,
+        catalog: Mapping[str, _Place],
+        secret: Collection[str],
     ) -> None:
-        self.store, self.order, self.secret = store, order, secret
+        self.store, self.order, self.catalog, self.secret = store, order, catalog, secret
         self.distrusted: set[str] = set()
         self.made: dict[str, tuple[dict[str, str], str] | _Opaque] = {}
         # Of each step: the parts of its code, and the text that its keys begin with.
@@ -3392,7 +3740,12 @@ class _Reuse:
             if step.version is not None:
                 parts = {**parts, "version": _fingerprint(step.version)}
                 digest += parts["version"]
+            places = {
+                f"catalog {n}": str(self.catalog[n]) for n in step.values if n in self.catalog
+            }
+            parts = {**parts, **places}
             about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
+            digest += repr(places) * bool(places)
             self.starts[step.name] = parts, f"{_MAGIC!r}{about}{digest}"
         return self.starts[step.name]
 
@@ -3427,11 +3780,14 @@ class _Reuse:
             return "expired"
         if not head.kept and not {step.name, *step.outputs}.isdisjoint(self.order.targets):
             return "payload pruned"
+        places = [self.catalog[name] for name in step.values if name in self.catalog]
+        makers = {place.label: place.mark for place in places}
         for name, mark in head.named.items():
             try:
-                if _named_mark(name) != mark:
-                    return f"{name} changed"
-            except Exception:  # a module may raise anything when it is imported
+                if (makers[name]() if name in makers else _named_mark(name)) != mark:
+                    gone = name[:5] == "file " and not os.path.lexists(name[5:])
+                    return f"{name} {'is gone' if gone else 'changed'}"
+            except Exception:  # a module may raise anything when it is imported, a data set too
                 return f"{name} is gone"
         return head
 
@@ -3443,7 +3799,8 @@ class _Reuse:
         old, parts = newest.parts, wanted.parts
         known = {name for name in {**old, **parts} if not (after and name.startswith("input "))}
         changed = sorted(name for name in known if old.get(name) != parts.get(name))
-        code = [n for n in changed if n.partition(" ")[0] not in ("input", "package", "version")]
+        others = ("input", "package", "version", "catalog")
+        code = [n for n in changed if n.partition(" ")[0] not in others]
         # A default that was edited is an input that was, which says more.
         defaults = [n for n in code if n[:8] == "default " and f"input {n[8:]}" in changed]
         if defaults:
@@ -3454,13 +3811,13 @@ class _Reuse:
             return f"code changed: {', '.join(code[:3])}" + ", …" * (len(code) > 3)
         if "version" in changed:
             return "version changed"
-        packages = [name for name in changed if name.startswith("package ")]
+        versions = [name for name in changed if name.startswith(("package ", "catalog "))]
         inputs = [name.removeprefix("input ") for name in changed if name.startswith("input ")]
         for name in inputs:
             if name not in self.makers:
                 was, now = newest.shown.get(name), wanted.shown.get(name)
                 return f"input {name}" + (f" {was} → {now}" if was and now else " changed")
-        for name in packages:
+        for name in versions:
             return f"{name} {old.get(name, 'none')} → {parts.get(name, 'none')}"
         if after or inputs:
             return f"after {after or self.makers[inputs[0]].name}"
@@ -3513,14 +3870,15 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
     plan: dict[str, _StepState] = {}
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, _Lazy] = {}
     for step in reuse.order.steps:
         heads: list[_Head] = []
         reason = "" if step.cache else "not cached"
         try:
             for name in step.needs if step.cache else ():
                 if name in values and name not in prints:
-                    prints[name] = _fingerprint(values[name])
+                    prints[name] = _print_of(values[name])
+                    stored |= {name: values[name]} if isinstance(values[name], _Lazy) else {}
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
                 elif name in stored and name in step._over and name not in elements:
@@ -3552,7 +3910,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
         saved, size = sum(head.seconds for head in heads), sum(head.size for head in heads)
         plan[step.name] = _StepState(step.name, "fresh", saved=saved, size=size)
         if not step._over:
-            stored |= _stored(reuse.store, heads[0])
+            stored |= _stored(reuse.store, heads[0], reuse.catalog)
         for name in step.values:
             marks = [head.outputs.get(name, head.fingerprint) for head in heads]
             prints[name] = _joined(marks) if step._over else marks[0]
@@ -3610,7 +3968,7 @@ class Run(_Shown, Mapping[str, Any]):
         prints: Mapping[str, str],
         again: Callable[[str, str], Any],
     ) -> None:
-        self.inputs = dict(inputs)
+        self.inputs = {n: v for n, v in inputs.items() if not isinstance(v, _InCatalog)}
         self._shows, self._outcome, self._again = scene, outcome, again
         self._started, self._prints = started, prints  # fingerprints of the inputs, where known
         self._values: dict[str, Any] = {}
@@ -3726,6 +4084,8 @@ def _noted(value: Any) -> dict[str, Any]:
     """Write an input so that it can be given again if it is short JSON, else what it is."""
     import json
 
+    if isinstance(value, _InCatalog):
+        return {"catalog": str(value)}
     if isinstance(value, os.PathLike):
         return {"path": os.fspath(value)}
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
@@ -3796,10 +4156,10 @@ class _History(list[_Record]):
         names = dict.fromkeys(name for record in self for name in record if name != "id")
         differing = [n for n in names if len({repr(record.get(n)) for record in self}) > 1]
         # What was put in, what came out, then when and how it went.
-        columns = [n for n in differing or names if n[:7] == "inputs."]
-        columns += [n for n in differing or names if n[:8] == "metrics."]
-        columns += [n for n in ("started", "seconds", "status", "error") if n in differing or names]
-        columns += [n for n in differing if n not in columns]
+        shown = differing or [*names]
+        ranks = ("inputs.", "metrics.", "started", "seconds", "status", "error", "")
+        columns = [n for start in ranks for n in shown if n.startswith(start)]
+        columns = [*dict.fromkeys(columns)]
         rows = [[_cell_text(record.get(name)) for name in columns] for record in self]
         return [[name.partition(".")[2] or name for name in columns], *rows]
 
@@ -4098,6 +4458,7 @@ class _Job(NamedTuple):
     store: Store | None = None
     head: _Head | None = None
     files: Mapping[str, str] = {}
+    catalog: Mapping[str, _Place] = {}  # where values of the step are to be kept for the user
     doubt: bool = False  # an entry of this key has proved bad: look whether this one can be loaded
     token: str = ""  # makes calls different for those who think that equal calls give equal results
 
@@ -4146,7 +4507,9 @@ def _work(job: _Job, *args: Any) -> Any:
         if before:
             _check_unchanged(step, before, values)
         made = _Made(_named_values(step, result), seconds)
-        return made if job.head is None else _kept(job, made)._replace(tried=True)
+        if job.head is None and not job.catalog:
+            return made
+        return _kept(job, made)._replace(tried=True)
     except Exception as error:
         if job.home == os.getpid():
             raise
@@ -4174,30 +4537,43 @@ def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
 
 
 def _kept(job: _Job, made: _Made) -> _Made:
-    """Keep what a step made, if it is cached; the values become loads from the store."""
-    if job.store is None or job.head is None:
-        return made
+    """Keep what a step made where the catalog says, and in the store; values become loads."""
     if job.step._poke is not None and not made.values[job.step.name]:
         return made  # a sensor that has seen nothing has no value yet
+    marks: dict[str, str] = {}
+    if job.catalog:
+        values = dict(made.values)
+        for name, place in job.catalog.items():
+            marks[place.label] = place.save(values[name])
+            values[name] = _InCatalog(place, marks[place.label])
+        if job.step.outputs:
+            values[job.step.name] = _Whole([values[name] for name in job.step.outputs])
+        made = _Made(values, made.seconds)
+    if job.store is None or job.head is None:
+        return made
     try:
         if any(_named_mark(name) != mark for name, mark in job.files.items()):
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
-    outputs, values = job.step.outputs, made.values
-    value = [values[part] for part in outputs] if outputs else values[job.step.name]
-    head = job.store._save(job.head._replace(seconds=made.seconds), value)
-    if head is None:
+    # Of a value in the catalog the entry holds what was written there, to be compared.
+    value: Any = [
+        tuple(value.named.items()) if isinstance(value, _InCatalog) else value
+        for value in map(made.values.__getitem__, job.step.outputs or (job.step.name,))
+    ]
+    head = job.head._replace(seconds=made.seconds, named=marks)
+    found = job.store._save(head, value if job.step.outputs else value[0])
+    if found is None:
         return made
-    kept = _stored(job.store, head)
+    kept = _stored(job.store, found, job.catalog)
     if job.doubt:
-        job.store._said.add(head.path)  # that was said when it proved bad
+        job.store._said.add(found.path)  # that was said when it proved bad
         try:
             kept[job.step.name].load()
         except _BadEntry:  # it can be pickled, but not loaded again
-            job.store._remove(head)
+            job.store._remove(found)
             return made
-        job.store._said.discard(head.path)
+        job.store._said.discard(found.path)
     return _Made(kept, made.seconds)
 
 
@@ -4207,8 +4583,17 @@ def _with_entry(state: _StepState, head: _Head | None) -> _StepState:
     return state._replace(fingerprint=head.fingerprint, size=head.size)
 
 
-def _stored(store: Store, head: _Head) -> dict[str, Any]:
-    return {head.step: _Stored(store, head), **{o: _Stored(store, head, o) for o in head.outputs}}
+def _stored(store: Store, head: _Head, catalog: Mapping[str, _Place]) -> dict[str, Any]:
+    """Map the names of the values that an entry is about to what loads them."""
+    values: dict[str, Any] = {head.step: _Stored(store, head)}
+    values |= {name: _Stored(store, head, name) for name in head.outputs}
+    placed = [name for name in values if name in catalog]
+    for name in placed:
+        place = catalog[name]
+        values[name] = _InCatalog(place, head.named[place.label], values[name].fingerprint)
+    if placed and head.outputs:
+        values[head.step] = _Whole([values[name] for name in head.outputs], head.fingerprint)
+    return values
 
 
 def _sendable(error: Exception) -> Exception:
@@ -4232,6 +4617,8 @@ def _private_copy(value: Any) -> Any:
     """
     import pickle
 
+    if isinstance(value, _Lazy):  # each load is a copy
+        return value
     # By pickle first: a deep copy of a frame shares the objects in its cells.
     with contextlib.suppress(Exception):
         return pickle.loads(pickle.dumps(value, 5))
@@ -4291,7 +4678,7 @@ class _Pool:
     def submit(self, job: _Job, args: Sequence[Any]) -> Any:
         if self.here:
             return self.executor.submit(_work, job, *args)
-        job = job._replace(store=None, head=None, token=os.urandom(8).hex())
+        job = job._replace(store=None, head=None, catalog={}, token=os.urandom(8).hex())
         args = [self.portable(arg) for arg in args]
         if self.client:
             return self.client.submit(_work, job, *args, pure=False)
@@ -4522,7 +4909,9 @@ class _Loop:
 
     def job(self, step: Step) -> _Job:
         sent = self.pool.executor is not None and not step.local and not step._is_async
-        return _Job(step, self.policy.strict, os.getpid(), sent)
+        places = self.reuse.catalog
+        places = {n: places[n] for n in step.values if n in places} if places else places
+        return _Job(step, self.policy.strict, os.getpid(), sent, catalog=places)
 
     def push(self, task: _Task) -> None:
         # Coroutines first: they hold nobody up, and overlap with all that follows.
@@ -4663,10 +5052,10 @@ class _Loop:
         self.reuse.distrusted.add(bad.key)
         raise _Again from None
 
-    def fingerprint(self, name: str, value: Any) -> tuple[str, dict[str, str]]:
+    def fingerprint(self, name: str, value: Any) -> tuple[str, Mapping[str, str]]:
         """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
         if isinstance(value, _Lazy):
-            return value.fingerprint, value.head.named if isinstance(value, _Stored) else {}
+            return value.fingerprint, value.named
         # Not of an element, or the default in place of a value.
         is_value = self.values.get(name) is value
         if is_value and name in self.prints:
@@ -4699,7 +5088,7 @@ class _Loop:
             found = reuse.find(step, key)
         if not isinstance(found, str):
             run = _StepState(step.name, "cached", saved=found.seconds)
-            self.complete(task, _stored(reuse.store, found), _with_entry(run, found))
+            self.complete(task, _stored(reuse.store, found, reuse.catalog), _with_entry(run, found))
             return True
         head = reuse.wanted(step, key, prints, args)
         task.reason = found or reuse.why(step, head)
@@ -4733,7 +5122,7 @@ class _Loop:
             if not result.tried:
                 result = _kept(task.job, result)
             value = result.values.get(step.name) if step.cache else None
-            head = value.head if isinstance(value, _Stored) else None
+            head = getattr(value, "head", None)
         except _BadEntry as bad:
             self.distrust(bad)
         except Exception as error:
@@ -4896,6 +5285,7 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
     ended(_clock())
     first: tuple[float, Any, Exception | None] | None = None
     plain = order.plain and not policy.strict and policy.executor is None and not policy.listeners
+    plain = plain and not any(isinstance(value, _Lazy) for value in values.values())
     try:
         for name, function, takes, keywords, outputs, drops in order.calls if plain else ():
             if keywords:
@@ -4955,6 +5345,12 @@ class Pipeline(_Shown):
     executor : executor or dask.distributed.Client, optional
         Where steps run: anything with the ``submit`` of ``concurrent.futures``; in the calling
         thread by default. On a Dask client, intermediate values stay on the cluster.
+    catalog : dict of str to path or object, optional
+        Name of an input -> where it is loaded from, when it is needed and not given; name of a step
+        or output -> where it is kept after its step has run, and read back from by all who need it.
+        A path goes by its suffix (.bytes .csv .feather .json .jsonl .npy .npz .parquet .pkl .txt,
+        some with .gz), may be an address for fsspec, and may have names of inputs in braces. Any
+        other object has ``load()`` and ``save(value)``. What is there counts by content.
     progress : bool or "auto"
         Whether a run is shown on stderr, a line a step; by default if that is a terminal.
     on_event : callable or iterable of callables, optional
@@ -4991,6 +5387,7 @@ class Pipeline(_Shown):
         *sources: Any,
         store: Store | str | os.PathLike[str] | None = None,
         executor: Any = None,
+        catalog: Mapping[str, Any] | None = None,
         on_event: _Listener | Iterable[_Listener] = (),
         progress: bool | Literal["auto"] = "auto",
         on_error: Literal["raise", "continue"] = "raise",
@@ -5000,6 +5397,16 @@ class Pipeline(_Shown):
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
         self._sources = tuple(map(_settled, sources))
+        self._options = {  # for replace()
+            "store": store,
+            "executor": executor,
+            "catalog": catalog,
+            "on_event": on_event,
+            "progress": progress,
+            "on_error": on_error,
+            "strict": strict,
+            "secret": secret,
+        }
         self._on_error, self._strict = on_error, strict
         if executor is not None and not hasattr(executor, "submit"):
             raise TypeError(f"executor={_brief(executor)}: expected an object with submit()")
@@ -5007,6 +5414,7 @@ class Pipeline(_Shown):
             raise ValueError(f"progress={_brief(progress)}: expected True, False or 'auto'")
         self._executor, self._progress = executor, progress
         self._listeners = [on_event] if callable(on_event) else [*on_event]
+        self._catalog = dict(catalog or {})
         self._keeps = store is not None or "DAGKIT_STORE" in os.environ
         self._secret = frozenset([secret] if isinstance(secret, str) else secret)
         self._store = store if isinstance(store, Store) else Store(store)
@@ -5026,7 +5434,8 @@ class Pipeline(_Shown):
         # A function can also change in place, as by IPython's autoreload.
         inside = [f.__code__ for f in functions] + [f.__defaults__ for f in functions]
         if entries != self._seen or not all(map(operator.is_, inside, self._inside)):
-            self._built = _build_graph(entries)
+            built = _build_graph(entries)
+            self._built = _with_catalog(built, self._catalog) if self._catalog else built
             self._seen, self._inside = entries, inside
         return self._built
 
@@ -5133,14 +5542,15 @@ class Pipeline(_Shown):
         pipeline · 1 step, 1 input · 1 new
           twice   x   ○ new   not cached
         """
-        order, values, used = self._prepare(targets, inputs)
-        states = _make_plan(_Reuse(self._store, self._codes, order, self._secret), values)
+        order, values, used, places = self._prepare(targets, inputs)
+        reuse = _Reuse(self._store, self._codes, order, places, self._secret)
+        states = _make_plan(reuse, values)
         return Plan(self._shows(order, used)._replace(states=states))
 
     def _prepare(
         self, targets: tuple[str, ...], inputs: dict[str, Any]
-    ) -> tuple[_Order, dict[str, Any], dict[str, Any]]:
-        """Return the order of a run, the values it begins with, and the inputs among them."""
+    ) -> tuple[_Order, dict[str, Any], dict[str, Any], dict[str, _Place]]:
+        """Return the order of a run, the values it begins with, the inputs, and its catalog."""
         graph = self._current()
         for target in targets:
             if not isinstance(target, str):
@@ -5159,16 +5569,22 @@ class Pipeline(_Shown):
         for name, value in inputs.items():
             if isinstance(value, Iterator) and not hasattr(value, "read"):
                 inputs[name] = [*value]  # else the first step to look at it would use it up
-        used = {**order.defaults, **inputs}
+        used, places = {**order.defaults, **inputs}, dict[str, _Place]()
+        if self._catalog:
+            names = [value for step in order.steps for value in step.values if value not in inputs]
+            taken = [name for name, value in used.items() if isinstance(value, _InCatalog)]
+            known = {**graph.inputs, **inputs}
+            places = _find_places(self._catalog, [*names, *taken], known)
+            used |= {name: _InCatalog(places.pop(name)) for name in taken}
         values = dict(used)
         for name in inputs:
             step = graph.steps.get(name)
             if step is not None and step.outputs:
                 values.update({**_named_values(step, inputs[name]), **inputs})
-        return order, values, used
+        return order, values, used, places
 
     def _run(self, targets: tuple[str, ...], inputs: dict[str, Any], distrusted: set[str]) -> Run:
-        order, values, used = self._prepare(targets, inputs)
+        order, values, used, places = self._prepare(targets, inputs)
         started, listeners = time.time(), [*self._listeners]
         logging = sys.modules.get("logging")
         if logging and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
@@ -5179,13 +5595,15 @@ class Pipeline(_Shown):
             listeners.append(live)
         elif (self._progress is True and sys.stderr) or (self._progress and _on_terminal()):
             listeners.append(_Progress(scene.title, order.steps, sys.stderr))
-        reuse = _Reuse(self._store, self._codes, order, self._secret)
+        reuse = _Reuse(self._store, self._codes, order, places, self._secret)
         reuse.distrusted |= distrusted
         keep_going, prints = self._on_error == "continue", dict[str, Any]()
         for name, value in used.items() if self._is_recorded() else ():
+            if isinstance(value, _InCatalog) and not value.place.is_local:
+                continue  # it would have to be loaded
             with contextlib.suppress(_Opaque):
                 names: dict[str, str] = {}
-                prints[name] = _fingerprint(value, names), names
+                prints[name] = _print_of(value, names), names
         marks = {name: mark for name, (mark, _) in prints.items()}
         for name in self._secret & marks.keys() if self._store._ready(make=True) else ():
             # With a key, or whoever reads it could try all passwords.
@@ -5218,6 +5636,35 @@ class Pipeline(_Shown):
             if self._is_recorded():
                 self._store._append(run.record)
         return run
+
+    @property
+    def catalog(self) -> Mapping[str, Any]:
+        """Name of an input, step or output -> where it is loaded from or kept.
+
+        Examples
+        --------
+        >>> Pipeline({"more": lambda x: x + 1}, catalog={"x": "x.json"}).catalog["x"]
+        'x.json'
+        """
+        return MappingProxyType(self._catalog)
+
+    def replace(self, /, *sources: Any, **options: Any) -> Pipeline:
+        """Return a pipeline with the same options, but for sources and options given here.
+
+        Parameters
+        ----------
+        *sources
+            As of the class; none: those of this one.
+        **options
+            As of the class.
+
+        Examples
+        --------
+        >>> one = Pipeline({"more": lambda x: x + 1}, store="/nowhere")
+        >>> one.replace({"less": lambda x: x - 1}).store
+        Store('/nowhere')
+        """
+        return Pipeline(*sources or self._sources, **{**self._options, **options})
 
     def _is_recorded(self) -> bool:
         return self._keeps or any(step.cache for step in self._built.steps.values())
