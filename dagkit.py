@@ -240,17 +240,17 @@ def _hint(wrong: Sequence[str], known: Collection[str]) -> str:
 
 def _innermost(function: Any) -> Any:
     """Look through partials, bound methods and ``functools.wraps`` to what somebody wrote."""
+    inner: Any
     for _ in range(100):  # what wraps itself must not hang us
         if isinstance(function, functools.partial):
-            function = function.func
+            inner = function.func
         elif isinstance(function, MethodType):
-            function = function.__func__
-        elif isinstance(
-            getattr(function, "__wrapped__", None), FunctionType | functools.partial | MethodType
-        ):
-            function = function.__wrapped__
+            inner = function.__func__
         else:
-            break
+            inner = getattr(function, "__wrapped__", None)
+            if not isinstance(inner, FunctionType | functools.partial | MethodType):
+                break
+        function = inner
     return function
 
 
@@ -311,18 +311,15 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and value >= 0
 
 
-def _is_renaming(value: object) -> bool:
-    return value is None or (
-        isinstance(value, Mapping)
-        and all(isinstance(name, str) for pair in value.items() for name in pair)
-    )
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(n, str) for n in [*value, *value.values()])
 
 
 # What each option has to be: a test, and the same in words.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # A string would fall apart into letters.
     "outputs": (lambda x: isinstance(x, tuple | list), "a tuple such as ('train', 'test')"),
-    "args": (_is_renaming, "a dict: argument -> value it takes"),
+    "args": (lambda x: x is None or _is_names(x), "a dict: argument -> value it takes"),
     "map": (lambda x: isinstance(x, str | tuple), "the name of an argument, or a tuple"),
     "cache": (lambda x: isinstance(x, bool | timedelta), "True, False or a timedelta"),
     "version": (lambda x: isinstance(x, Hashable), "something hashable"),
@@ -492,10 +489,8 @@ class Step:
 
     def _check_arguments(self, option: str, lacking: Sequence[str], known: Collection[str]) -> None:
         if lacking:
-            wrong = _listed(map(repr, lacking))
-            raise self._error(
-                f"has no argument {wrong}, which {option}= names", _hint(lacking, known)
-            )
+            what = f"has no argument {_listed(map(repr, lacking))}, which {option}= names"
+            raise self._error(what, _hint(lacking, known))
 
     def _check_options(self) -> None:
         for option, (is_good, expected) in _CHECKS.items():
@@ -644,27 +639,21 @@ def sensor(
     if not {"cache", "map"}.isdisjoint(options):
         reason = "what it looks at changes by itself"
         raise StepError(f"@sensor has no option 'cache' or 'map': {reason}")
-    return _marked(function, "sensor", options, (poke_interval, timeout, soft_fail))
+    return _marked(function, "sensor", options | {"_poke": (poke_interval, timeout, soft_fail)})
 
 
-def _marked(
-    function: Any,
-    title: str,
-    options: Mapping[str, Any],
-    poke: tuple[float, float, bool] | None = None,
-) -> Any:
-    unknown = sorted(options.keys() - _OPTIONS)
+def _marked(function: Any, title: str, options: Mapping[str, Any]) -> Any:
+    unknown = sorted(options.keys() - {*_OPTIONS, "_poke"})
     if unknown:
         hint = _hint(unknown, _OPTIONS).replace("names", "options")
         raise StepError(f"@{title} has no option {_listed(map(repr, unknown))}\n{hint}")
     if function is None:
-        return lambda function: _marked(function, title, options, poke)
+        return lambda function: _marked(function, title, options)
     if type(function) is not FunctionType:
         raise StepError(
             f"@{title} was given {_brief(function)}, which is no function\n"
             "  a class, a partial or a callable object becomes a step by Step(thing, name=...)"
         )
-    options = {**options, "_poke": poke} if poke else options
     Step(function, **options)  # for its checks: what is wrong belongs to this line of the user's
     setattr(function, _MARK, options)
     return function
@@ -678,20 +667,16 @@ def _is_marked(value: Any) -> bool:
 
 def _settled(source: Any) -> Any:
     """Keep what a pipeline follows as it is; read other iterables once."""
-    if type(source) is FunctionType or isinstance(
-        source, (Step, Pipeline, str, ModuleType, Mapping)
-    ):
-        return source
-    if _is_marked(source):
+    followed = (FunctionType, Step, Pipeline, str, ModuleType, Mapping)
+    if isinstance(source, followed) or _is_marked(source):
         return source
     if isinstance(source, Iterable):
         return tuple(map(_settled, source))
+    hint = "\n  a callable object becomes a step by Step(thing, name=...)" * callable(source)
     raise SourceError(
         f"Pipeline() was given {_brief(source)}, which holds no steps\n"
         "  expected a module, a module's name, a mapping such as globals(), a function, a Step, a "
-        "Pipeline, or an iterable of these"
-        + "\n  a callable object becomes a step by Step(thing, name=...)"
-        * callable(source)
+        f"Pipeline, or an iterable of these{hint}"
     )
 
 
@@ -718,16 +703,9 @@ def _named_entries(namespace: Mapping[str, Any]) -> list[Any]:
     named by their keys.
     """
     found = list(namespace.items())
-    marked = [
-        value
-        for key, value in found
-        if type(value) is Step
-        or (
-            _is_marked(value)
-            # IPython keeps former results, so former definitions too, as _, __ and _12.
-            and (key[:1] != "_" or key == getattr(value, "__name__", key))
-        )
-    ]
+    steps = [(key, value) for key, value in found if type(value) is Step or _is_marked(value)]
+    # IPython keeps former results, so former definitions too, as _, __ and _12.
+    marked = [x for key, x in steps if key[:1] != "_" or key == getattr(x, "__name__", key)]
     if marked:
         return marked
     module = namespace.get("__name__")
@@ -818,13 +796,10 @@ def _find_inputs(steps: Iterable[Step], makers: Mapping[str, Step]) -> dict[str,
 
 
 def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    try:
-        return type(one) is type(other) and bool(one == other)
-    except Exception:
-        # Arrays and frames compare element by element: two of them are two defaults.
-        return False
+    # Arrays and frames compare element by element: two of them are two defaults.
+    with contextlib.suppress(Exception):
+        return one is other or (type(one) is type(other) and bool(one == other))
+    return False
 
 
 def _near_misses(names: list[str], known: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -1023,11 +998,10 @@ def _names(text: str) -> frozenset[str]:
 _BY_TYPE = {"logging", "_thread", "threading", "weakref", "_weakrefset"}
 # What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
 _VOLATILE = _names(
-    """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ __slotnames__ _abc_impl
-    __module__
-    __annotations__
-    __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__
-    __type_params__ __parameters__ __qualname__ __name__ _dagkit_options"""
+    """__doc__ __module__ __qualname__ __name__ __dict__ __weakref__ __slotnames__ _abc_impl
+    __firstlineno__ __static_attributes__ __type_params__ __parameters__ _dagkit_options
+    __annotations__ __annotate__ __annotate_func__ __annotations_cache__
+    __conditional_annotations__"""
 )
 # What functools.singledispatch and numpy.vectorize remember between calls.
 _LIBRARY_CACHES = {"dispatch_cache", "cache_token", "_ufunc"}
@@ -1523,9 +1497,8 @@ class _Walk:
             yield name, self.look(space.get, name)
         if self.annotated:  # Python 3.14 makes annotations when they are asked for
             notes = "__annotate__" if getattr(value, "__annotate__", None) else "__annotations__"
-            yield from (
-                (name, self.look(getattr, value, name, None)) for name in ("__doc__", notes)
-            )
+            for name in ("__doc__", notes):
+                yield name, self.look(getattr, value, name, None)
 
     def function(self, function: Any) -> bytes:
         """Hash a function: its code and what its names mean, closure, defaults and attributes."""
@@ -1540,20 +1513,16 @@ class _Walk:
             about += [body.digest, *(self.lookup(space, name) for name in body.globals)]
         else:
             about += [_origin(function)[0], code.co_qualname]
-            self.names |= (
-                {"__annotations__"} if packages else set()
-            )  # it may act by those of others
-        held: list[tuple[str, str, Any]] = []
+            if packages:
+                self.names.add("__annotations__")  # it may act by those of others
         names = code.co_varnames[code.co_argcount - len(defaults or ()) : code.co_argcount]
-        held += [("default", *pair) for pair in zip(names, defaults or (), strict=True)]
-        for name in keywords or ():
-            held.append(("default", name, self.look(keywords.get, name)))
+        held = [("default", *pair) for pair in zip(names, defaults or (), strict=True)]
+        held += [("default", name, self.look(keywords.get, name)) for name in keywords or ()]
         for name, cell in zip(code.co_freevars, cells or (), strict=True):
             value = self.look(_cell, cell)
             if value is not _MISSING and (packages is None or name not in _LIBRARY_CACHES):
                 held.append(("closure", name, value))
-        for name, value in self.members(function):
-            held.append(("attribute", name, value))
+        held += [("attribute", *pair) for pair in self.members(function)]
         for kind, name, value in held:
             token = self.data(value, f"{kind} {name}")
             about += (kind, name, token)
@@ -2200,10 +2169,6 @@ class Store:
             return None
         self._said.discard(path)
         return head._replace(start=len(sealed))
-
-    def _remove(self, head: _Head) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(head.path)
 
     # Once only
 
@@ -2980,11 +2945,8 @@ def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
     names = (*step._takes, *[name for _, name in step._keywords])
     for name, old, new in zip(names, before, _marks(values), strict=True):
         if old != new:
-            what, advice = (
-                f"changed its argument '{name}' in place",
-                "change a copy and return that",
-            )
-            raise step._error(what, advice, MutationError, name=name)
+            what = f"changed its argument '{name}' in place"
+            raise step._error(what, "change a copy and return that", MutationError, name=name)
 
 
 def _kept(job: _Job, made: _Made) -> _Made:
@@ -3007,7 +2969,8 @@ def _kept(job: _Job, made: _Made) -> _Made:
         try:
             kept[job.step.name].load()
         except _BadEntry:  # it can be pickled, but not loaded again
-            job.store._remove(head)
+            with contextlib.suppress(OSError):
+                os.unlink(head.path)
             return made
         job.store._said.discard(head.path)
     return _Made(kept, made.seconds)
@@ -3022,11 +2985,9 @@ def _sendable(error: Exception) -> Exception:
     import pickle
     import traceback
 
-    try:
+    with contextlib.suppress(Exception):  # whatever its class does when it is pickled, or built
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
-    except Exception:  # whatever its class does when it is pickled, or built again
-        pass  # the twin says all that can be said
     text = "".join(traceback.format_exception(error)).rstrip()
     return WorkerError(f"{_error_line(error)}\n{text}")
 
@@ -3098,10 +3059,8 @@ class _Pool:
         if self.here:
             return self.executor.submit(_work, job, *args)
         job = job._replace(store=None, head=None, token=os.urandom(8).hex())
-        args = [self.portable(arg) for arg in args]
-        if self.client:
-            return self.client.submit(_work, job, *args, pure=False)
-        return self.executor.submit(_work, job, *args)
+        options = {"pure": False} if self.client else {}
+        return self.executor.submit(_work, job, *map(self.portable, args), **options)
 
     def portable(self, value: Any) -> Any:
         """Give what another machine can use for a value: a future of its own cluster, a copy."""
@@ -3240,8 +3199,8 @@ class _Loop:
         """Rank the steps, the lowest first: by their order, or by the longest way that remains."""
         if self.pool.executor is None:
             return {step.name: place for place, step in enumerate(self.todo)}
-        heads = {s.name: self.reuse.store._newest(s.name) for s in self.todo if s.cache}
-        known = {name: head.seconds for name, head in heads.items() if head is not None}
+        newest = self.reuse.store._newest
+        known = {s.name: x.seconds for s in self.todo if s.cache and (x := newest(s.name))}
         usual = sum(known.values()) / len(known) if known else 1.0
         way: dict[str, float] = {}
         for step in reversed(self.todo):
@@ -3269,10 +3228,8 @@ class _Loop:
                     self.receive(task, lambda: value)
                 else:
                     self.stumble(task, error)
-                del (
-                    first,
-                    error,
-                )  # or the error's traceback would hold this frame, and that the error
+                # Or the error's traceback would hold this frame, and that the error.
+                del first, error
             while self.flight or (self.failure is None and (self.over or self.ready or self.later)):
                 self.turn()
         finally:
@@ -3386,17 +3343,17 @@ class _Loop:
         for name in step._over:
             value = self.values[name] if name in self.values else step._defaults.get(name)
             if name in running:
-                lists[name] = running[name].made[name]
-                continue
-            if isinstance(value, _Mapped):
-                lists[name] = value.items
-                continue
-            value = value.load() if isinstance(value, _Lazy) else value
-            if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-                what = f"maps over '{name}', which is {_brief(value)}"
-                expected = "expected a list, or another iterable of elements"
-                raise step._error(what, expected, ResultError)
-            lists[name] = list(value)
+                value = running[name].made[name]  # which fills as that goes on
+            elif isinstance(value, _Mapped):
+                value = value.items
+            else:
+                value = value.load() if isinstance(value, _Lazy) else value
+                if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+                    what = f"maps over '{name}', which is {_brief(value)}"
+                    expected = "expected a list, or another iterable of elements"
+                    raise step._error(what, expected, ResultError)
+                value = list(value)
+            lists[name] = value
         if len({len(items) for items in lists.values()}) > 1:
             found = ", ".join(f"{name} {len(items)}" for name, items in lists.items())
             what = f"maps over lists of different lengths: {found}"
@@ -3623,7 +3580,10 @@ class _Loop:
             values = {n: self.values[n] for n in step.needs if n in self.values}
             if task.fan is not None:
                 values |= task.fan.row(task.index)
-            _add_note(error, step, values, f", element {task.index}" if task.fan else "")
+            element = f", element {task.index}" if task.fan else ""
+            shown = ", ".join(f"{name}={_brief(value)}" for name, value in values.items())
+            place = f"in step '{step.name}'{element} at {_place(step.function)}"
+            error.add_note(place + f", with {shown}" * bool(shown))
         if not self.policy.keep_going and self.failure is None:
             self.failure = error
             for future in self.flight.values():
@@ -3661,22 +3621,10 @@ def _is_about_sending(step: Step, error: Exception) -> bool:
     """Tell whether an error came from pickling a function that cannot be pickled."""
     import pickle
 
-    if "pickle" not in str(error) and "local object" not in str(error):
-        return False
-    try:
+    with contextlib.suppress(Exception):  # pickle says it with whatever type
         pickle.dumps(step.function)
-    except Exception:  # pickle says it with whatever type
-        return True
-    return False
-
-
-def _add_note(
-    error: BaseException, step: Step, values: Mapping[str, Any], element: str = ""
-) -> None:
-    """Say on a step's exception which step it was, where, and with which values."""
-    shown = ", ".join(f"{name}={_brief(value)}" for name, value in values.items())
-    place = f"in step '{step.name}'{element} at {_place(step.function)}"
-    error.add_note(place + f", with {shown}" * bool(shown))
+        return False
+    return "pickle" in str(error) or "local object" in str(error)
 
 
 def _execute(order: _Order, values: dict[str, Any], policy: _Policy) -> _Outcome:
