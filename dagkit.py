@@ -36,7 +36,6 @@ import copyreg
 import functools
 import hashlib
 import heapq
-import importlib
 import importlib.machinery
 import inspect
 import itertools
@@ -1054,6 +1053,10 @@ def _short(token: bytes) -> str:
     return (token if token[:1] == b"#" else _digest("", token))[1:9].hex()
 
 
+def _joined(marks: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
+
+
 def _is_plain(value: Collection[Any]) -> bool:
     """Tell whether marshal writes the value faithfully: exact builtin types, no NaN, no cycle."""
     # Level by level, so that the loops run in C. What decides is the value unfolded into a tree,
@@ -1322,13 +1325,11 @@ class _Walk:
         index, outer = len(self.open), self.lowest
         self.open[id(value)], self.lowest = (index, value), index
         token = self.content(value, kind)
-        if self.lowest == index:
+        if self.lowest == index:  # nothing in it leads further up
             while len(self.open) > index:
                 self.open.popitem()
             self.done[id(value)] = (token, value)
-            self.lowest = outer
-        else:
-            self.lowest = min(self.lowest, outer)
+        self.lowest = min(self.lowest, outer)
         return token
 
     def content(self, value: Any, kind: type[Any]) -> bytes:
@@ -2128,8 +2129,7 @@ class Store:
 
         if not self._ready(make=True):
             return None
-        payload, prints, sections = list[Any](), list[str](), []
-        named = dict(head.named)
+        payload, prints, sections, named = list[Any](), list[str](), [], dict[str, str]()
         try:
             for part in value if head.outputs else (value,):
                 marks: dict[str, str] = {}
@@ -2141,16 +2141,14 @@ class Store:
                     payload += (piece, bytes(-piece.nbytes % 64))
                 stream_hash = hashlib.sha256(pieces[0]).hexdigest()
                 sections.append((lengths, stream_hash, _checksums(pieces)))
-                named.update(marks)
+                named |= marks
                 prints.append(digest.hexdigest())
         except Exception as error:  # pickling runs code of the value's classes
-            why = f"{type(error).__name__}: {error}"
-            text = f"the result of step '{head.step}' cannot be kept: {why}"
-            self._say(f"save {head.step}", text)
+            why = f"cannot be kept: {type(error).__name__}: {error}"
+            self._say(f"save {head.step}", f"the result of step '{head.step}' {why}")
             return None
-        whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
+        whole, path = _joined(prints) if head.outputs else prints[0], self._entry(head.key)
         outputs = dict(zip(head.outputs, prints, strict=False))
-        path = self._entry(head.key)
         head = head._replace(fingerprint=whole, outputs=outputs, named=named, sections=sections)
         head = head._replace(created=time.time(), path=path)
         text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":"))
@@ -2258,10 +2256,6 @@ class _Mapped(_Lazy):
         return [x.load() if isinstance(x, _Lazy) else x for x in self.items]
 
 
-def _joined(marks: Iterable[str]) -> str:
-    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
-
-
 # Of each status: glyph, the same in ASCII, colour of a terminal.
 _LOOKS = {
     "fresh": ("✓", "=", "34"),
@@ -2341,8 +2335,8 @@ class _Reuse:
 
         Raises ``_Opaque`` for code that cannot be fingerprinted.
         """
-        text = self.start(step)[1] + " ".join([prints[name] for name in step.needs])
-        return hashlib.sha256(text.encode()).hexdigest()
+        _, start = self.starts.get(step.name) or self.start(step)
+        return _joined([start, *[prints[name] for name in step.needs]])
 
     def wanted(
         self, step: Step, key: str, prints: Mapping[str, str], values: Mapping[str, Any]
@@ -3120,7 +3114,7 @@ class _Fan:
         self.step, self.elements = step, elements
         self.size = self.left = len(next(iter(elements.values())))
         self.rest = iter(range(self.size))  # what is there and was not yet taken up
-        self.made: dict[str, list[Any]] = {name: [_ABSENT] * self.size for name in step.values}
+        self.made: dict[str, list[Any]] = {name: [_MISSING] * self.size for name in step.values}
         self.runs: list[_StepRun] = []
 
     def row(self, index: int) -> dict[str, Any]:
@@ -3138,9 +3132,6 @@ class _Fan:
             saved=sum(run.saved for run in self.runs),
             fingerprint=_joined(run.fingerprint for run in self.runs) if self.step.cache else "",
         )
-
-
-_ABSENT: Any = object()
 
 
 class _Policy(NamedTuple):
@@ -3294,7 +3285,7 @@ class _Loop:
 
     def follow(self, fan: _Fan, index: int) -> None:
         """Make an element ready if all that is mapped over is there."""
-        if all(items[index] is not _ABSENT for items in fan.elements.values()):
+        if all(items[index] is not _MISSING for items in fan.elements.values()):
             self.push(_Task(fan.step, fan, index))
 
     def settle(self, maker: str, step: Step) -> None:
