@@ -1280,7 +1280,7 @@ class _Walk:
         self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
-        self.files: dict[str, str] = {}  # that values name, and marks
+        self.files: list[tuple[str, str]] = []  # that values name, and their marks
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
 
     def look(self, get: Callable[..., Any], *where: Any) -> Any:
@@ -1348,7 +1348,7 @@ class _Walk:
             if self.in_code and value.is_dir():
                 return where
             token = _path_token(str(value))
-            self.files[f"file {value}"] = _short(token)
+            self.files.append((f"file {value}", _short(token)))
             return where + token
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
@@ -1635,7 +1635,7 @@ def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, byt
     return walk, token
 
 
-def _fingerprint(value: object, files: dict[str, str] | None = None) -> str:
+def _fingerprint(value: object, files: list[tuple[str, str]] | None = None) -> str:
     """Return 64 hexadecimal digits that are equal exactly for values of equal type and content.
 
     Functions and classes of the project count with their code, installed ones by version. Raises
@@ -1644,7 +1644,7 @@ def _fingerprint(value: object, files: dict[str, str] | None = None) -> str:
     """
     walk, token = _walk({}, value)
     if files is not None:
-        files.update(walk.files)
+        files += walk.files
     return hashlib.sha256(token + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
@@ -2870,7 +2870,7 @@ class _Job(NamedTuple):
     # Where and under which head to keep the result; files that it was given, as they were before.
     store: Store | None = None
     head: _Head | None = None
-    files: Mapping[str, str] = {}
+    files: Sequence[tuple[str, str]] = ()
     doubt: bool = False  # an entry of this key has proved bad: look whether this one can be loaded
     token: str = ""  # makes calls different for those who think that equal calls give equal results
 
@@ -2948,7 +2948,7 @@ def _kept(job: _Job, made: _Made) -> _Made:
     if job.store is None or job.head is None:
         return made
     try:
-        if any(_named_mark(name) != mark for name, mark in job.files.items()):
+        if any(_named_mark(name) != mark for name, mark in job.files):
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
@@ -3170,7 +3170,7 @@ class _Loop:
         self.locks: dict[_Task, tuple[str, int]] = {}  # key and handle
         self.fans: dict[str, _Fan] = {}  # mapped steps that are running
         # Of values in memory, until a step may have changed them: with the files that they name.
-        self.prints: dict[str, tuple[str, dict[str, str]]] = {}
+        self.prints: dict[str, tuple[str, Collection[tuple[str, str]]]] = {}
         made = ((value, step) for step in self.todo for value in step.values)
         self.makers = {value: step for value, step in made if value not in order.given}
         # How many steps, and targets, still need each value; inputs stay with the run.
@@ -3409,15 +3409,15 @@ class _Loop:
         self.reuse.distrusted.add(bad.key)
         raise _Again from None
 
-    def fingerprint(self, name: str, value: Any) -> tuple[str, dict[str, str]]:
+    def fingerprint(self, name: str, value: Any) -> tuple[str, Collection[tuple[str, str]]]:
         """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
         if isinstance(value, _Lazy):
-            return value.fingerprint, value.head.named if isinstance(value, _Stored) else {}
+            return value.fingerprint, value.head.named.items() if isinstance(value, _Stored) else ()
         # Not of an element, or the default in place of a value.
         is_value = self.values.get(name) is value
         if is_value and name in self.prints:
             return self.prints[name]
-        files: dict[str, str] = {}
+        files: list[tuple[str, str]] = []
         found = _fingerprint(value, files), files
         if is_value:
             self.prints[name] = found
@@ -3449,8 +3449,8 @@ class _Loop:
             return True
         head = reuse.wanted(step, key, prints, args)
         task.reason = found or reuse.why(step, head)
-        named = [pair for _, names in marks.values() for pair in names.items()]
-        files = {name: mark for name, mark in named if name[:5] == "file "}
+        # As pairs: of one file there may be two marks, if it has changed in between.
+        files = [pair for _, named in marks.values() for pair in named if pair[0][:5] == "file "]
         doubt = key in reuse.distrusted
         task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
