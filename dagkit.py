@@ -2902,7 +2902,7 @@ def _work(job: _Job, *args: Any) -> Any:
     step = job.step
     values = [value.load() if isinstance(value, _Lazy) else value for value in args]
     before = _marks(values) if job.strict else []
-    by_place, keywords = values, dict[str, Any]()
+    by_place, keywords = values, {}
     if step._keywords:
         by_place, by_name = values[: len(step._takes)], values[len(step._takes) :]
         keywords = dict(zip([name for name, _ in step._keywords], by_name, strict=True))
@@ -3168,7 +3168,7 @@ class _Loop:
         self.done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self.background = _EventLoopThread()
         self.locks: dict[_Task, tuple[str, int]] = {}  # key and handle
-        self.fans: dict[str, _Fan] = {}  # mapped steps that are running
+        self.fans: dict[str, _Fan] = {}  # by the values that running mapped steps make
         # Of values in memory, until a step may have changed them: with the files that they name.
         self.prints: dict[str, tuple[str, Collection[tuple[str, str]]]] = {}
         made = ((value, step) for step in self.todo for value in step.values)
@@ -3298,8 +3298,7 @@ class _Loop:
 
     def open(self, step: Step) -> None:
         """Skip a step, or make its first call ready, now that all it waits for is over."""
-        makers = {n: self.makers[n].name for n in step._over if n in self.makers}
-        running = {n: self.fans[maker] for n, maker in makers.items() if maker in self.fans}
+        running = {n: self.fans[n] for n in step._over if n in self.fans} if step._over else {}
         for name in step._needs:
             if name not in self.values and name not in step._defaults and name not in running:
                 why = f"needs {self.makers[name].name}"
@@ -3315,7 +3314,7 @@ class _Loop:
         except Exception as error:
             self.fail(_Task(step), error)
             return
-        self.fans[step.name] = fan
+        self.fans |= {name: fan for name in step.values if name in self.makers}
         for dependent in self.dependents.get(step.name, ()):
             # Does it take all that it needs of this one element by element?
             if all(n in dependent._over for n in dependent._needs if self.makers.get(n) is step):
@@ -3521,7 +3520,8 @@ class _Loop:
 
     def complete(self, task: _Task, made: Mapping[str, Any], run: _StepRun) -> None:
         """Take the values of a call that has ended well."""
-        self.unlock(task)
+        if task in self.locks:
+            self.unlock(task)
         fan = task.fan
         if fan is None:
             self.keep(made)
@@ -3591,12 +3591,14 @@ class _Loop:
             facts = run._asdict() | {"error": _error_line(run.error)}
             del facts["name"]
             self.emit("step finished", run.name, **facts)
-        for name in self.makers[run.name]._needs:
+        over = self.makers[run.name]
+        for name in over._needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
                 self.prints.pop(name, None)
-        self.fans.pop(run.name, None)
+        for name in over.values if over._over else ():
+            self.fans.pop(name, None)
         for step in self.dependents.get(run.name, ()):
             if step.name in self.fans and run.status in ("failed", "skipped"):
                 self.finish(_StepRun(step.name, "skipped", reason=f"needs {run.name}"))
