@@ -38,7 +38,6 @@ import copyreg
 import functools
 import hashlib
 import heapq
-import importlib
 import importlib.machinery
 import inspect
 import itertools
@@ -248,17 +247,17 @@ def _hint(wrong: Sequence[str], known: Collection[str]) -> str:
 
 def _innermost(function: Any) -> Any:
     """Look through partials, bound methods and ``functools.wraps`` to what somebody wrote."""
+    inner: Any
     for _ in range(100):  # what wraps itself must not hang us
         if isinstance(function, functools.partial):
-            function = function.func
+            inner = function.func
         elif isinstance(function, MethodType):
-            function = function.__func__
-        elif isinstance(
-            getattr(function, "__wrapped__", None), FunctionType | functools.partial | MethodType
-        ):
-            function = function.__wrapped__
+            inner = function.__func__
         else:
-            break
+            inner = getattr(function, "__wrapped__", None)
+            if not isinstance(inner, FunctionType | functools.partial | MethodType):
+                break
+        function = inner
     return function
 
 
@@ -341,18 +340,15 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and value >= 0
 
 
-def _is_renaming(value: object) -> bool:
-    return value is None or (
-        isinstance(value, Mapping)
-        and all(isinstance(name, str) for pair in value.items() for name in pair)
-    )
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(n, str) for n in [*value, *value.values()])
 
 
 # What each option has to be: a test, and the same in words.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # A string would fall apart into letters.
     "outputs": (lambda x: isinstance(x, tuple | list), "a tuple such as ('train', 'test')"),
-    "args": (_is_renaming, "a dict: argument -> value it takes"),
+    "args": (lambda x: x is None or _is_names(x), "a dict: argument -> value it takes"),
     "map": (lambda x: isinstance(x, str | tuple), "the name of an argument, or a tuple"),
     "cache": (lambda x: isinstance(x, bool | timedelta), "True, False or a timedelta"),
     "version": (lambda x: isinstance(x, Hashable), "something hashable"),
@@ -522,10 +518,8 @@ class Step:
 
     def _check_arguments(self, option: str, lacking: Sequence[str], known: Collection[str]) -> None:
         if lacking:
-            wrong = _listed(map(repr, lacking))
-            raise self._error(
-                f"has no argument {wrong}, which {option}= names", _hint(lacking, known)
-            )
+            what = f"has no argument {_listed(map(repr, lacking))}, which {option}= names"
+            raise self._error(what, _hint(lacking, known))
 
     def _check_options(self) -> None:
         for option, (is_good, expected) in _CHECKS.items():
@@ -674,27 +668,21 @@ def sensor(
     if not {"cache", "map"}.isdisjoint(options):
         reason = "what it looks at changes by itself"
         raise StepError(f"@sensor has no option 'cache' or 'map': {reason}")
-    return _marked(function, "sensor", options, (poke_interval, timeout, soft_fail))
+    return _marked(function, "sensor", options | {"_poke": (poke_interval, timeout, soft_fail)})
 
 
-def _marked(
-    function: Any,
-    title: str,
-    options: Mapping[str, Any],
-    poke: tuple[float, float, bool] | None = None,
-) -> Any:
-    unknown = sorted(options.keys() - _OPTIONS)
+def _marked(function: Any, title: str, options: Mapping[str, Any]) -> Any:
+    unknown = sorted(options.keys() - {*_OPTIONS, "_poke"})
     if unknown:
         hint = _hint(unknown, _OPTIONS).replace("names", "options")
         raise StepError(f"@{title} has no option {_listed(map(repr, unknown))}\n{hint}")
     if function is None:
-        return lambda function: _marked(function, title, options, poke)
+        return lambda function: _marked(function, title, options)
     if type(function) is not FunctionType:
         raise StepError(
             f"@{title} was given {_brief(function)}, which is no function\n"
             "  a class, a partial or a callable object becomes a step by Step(thing, name=...)"
         )
-    options = {**options, "_poke": poke} if poke else options
     Step(function, **options)  # for its checks: what is wrong belongs to this line of the user's
     setattr(function, _MARK, options)
     return function
@@ -708,20 +696,16 @@ def _is_marked(value: Any) -> bool:
 
 def _settled(source: Any) -> Any:
     """Keep what a pipeline follows as it is; read other iterables once."""
-    if type(source) is FunctionType or isinstance(
-        source, (Step, Pipeline, str, ModuleType, Mapping)
-    ):
-        return source
-    if _is_marked(source):
+    followed = (FunctionType, Step, Pipeline, str, ModuleType, Mapping)
+    if isinstance(source, followed) or _is_marked(source):
         return source
     if isinstance(source, Iterable):
         return tuple(map(_settled, source))
+    hint = "\n  a callable object becomes a step by Step(thing, name=...)" * callable(source)
     raise SourceError(
         f"Pipeline() was given {_brief(source)}, which holds no steps\n"
         "  expected a module, a module's name, a mapping such as globals(), a function, a Step, a "
-        "Pipeline, or an iterable of these"
-        + "\n  a callable object becomes a step by Step(thing, name=...)"
-        * callable(source)
+        f"Pipeline, or an iterable of these{hint}"
     )
 
 
@@ -748,16 +732,9 @@ def _named_entries(namespace: Mapping[str, Any]) -> list[Any]:
     named by their keys.
     """
     found = list(namespace.items())
-    marked = [
-        value
-        for key, value in found
-        if type(value) is Step
-        or (
-            _is_marked(value)
-            # IPython keeps former results, so former definitions too, as _, __ and _12.
-            and (key[:1] != "_" or key == getattr(value, "__name__", key))
-        )
-    ]
+    steps = [(key, value) for key, value in found if type(value) is Step or _is_marked(value)]
+    # IPython keeps former results, so former definitions too, as _, __ and _12.
+    marked = [x for key, x in steps if key[:1] != "_" or key == getattr(x, "__name__", key)]
     if marked:
         return marked
     module = namespace.get("__name__")
@@ -848,13 +825,10 @@ def _find_inputs(steps: Iterable[Step], makers: Mapping[str, Step]) -> dict[str,
 
 
 def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    try:
-        return type(one) is type(other) and bool(one == other)
-    except Exception:
-        # Arrays and frames compare element by element: two of them are two defaults.
-        return False
+    # Arrays and frames compare element by element: two of them are two defaults.
+    with contextlib.suppress(Exception):
+        return one is other or (type(one) is type(other) and bool(one == other))
+    return False
 
 
 def _near_misses(names: list[str], known: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -1054,11 +1028,10 @@ def _names(text: str) -> frozenset[str]:
 _BY_TYPE = {"logging", "_thread", "threading", "weakref", "_weakrefset"}
 # What the interpreter or a wrapper writes into a class or an instance beside its behaviour.
 _VOLATILE = _names(
-    """__doc__ __firstlineno__ __static_attributes__ __dict__ __weakref__ __slotnames__ _abc_impl
-    __module__
-    __annotations__
-    __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__
-    __type_params__ __parameters__ __qualname__ __name__ _dagkit_options"""
+    """__doc__ __module__ __qualname__ __name__ __dict__ __weakref__ __slotnames__ _abc_impl
+    __firstlineno__ __static_attributes__ __type_params__ __parameters__ _dagkit_options
+    __annotations__ __annotate__ __annotate_func__ __annotations_cache__
+    __conditional_annotations__"""
 )
 # What functools.singledispatch and numpy.vectorize remember between calls.
 _LIBRARY_CACHES = {"dispatch_cache", "cache_token", "_ufunc"}
@@ -1109,6 +1082,10 @@ def _digest(tag: str, *tokens: bytes) -> bytes:
 
 def _short(token: bytes) -> str:
     return (token if token[:1] == b"#" else _digest("", token))[1:9].hex()
+
+
+def _joined(marks: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
 
 
 def _is_plain(value: Collection[Any]) -> bool:
@@ -1334,7 +1311,7 @@ class _Walk:
         self.queue: deque[tuple[str, Any]] = deque()
         self.looked: dict[tuple[int, str], bytes] = {}
         self.spaces: dict[int, dict[str, Any]] = {}  # namespaces of modules held as objects
-        self.files: dict[str, str] = {}  # that values name, and marks
+        self.files: list[tuple[str, str]] = []  # that values name, and their marks
         self.names, self.strings = {"__getattr__"}, set[str]()  # what any of the code mentions
 
     def look(self, get: Callable[..., Any], *where: Any) -> Any:
@@ -1379,13 +1356,11 @@ class _Walk:
         index, outer = len(self.open), self.lowest
         self.open[id(value)], self.lowest = (index, value), index
         token = self.content(value, kind)
-        if self.lowest == index:
+        if self.lowest == index:  # nothing in it leads further up
             while len(self.open) > index:
                 self.open.popitem()
             self.done[id(value)] = (token, value)
-            self.lowest = outer
-        else:
-            self.lowest = min(self.lowest, outer)
+        self.lowest = min(self.lowest, outer)
         return token
 
     def content(self, value: Any, kind: type[Any]) -> bytes:
@@ -1404,7 +1379,7 @@ class _Walk:
             if self.in_code and value.is_dir():
                 return where
             token = _path_token(str(value))
-            self.files[f"file {value}"] = _short(token)
+            self.files.append((f"file {value}", _short(token)))
             return where + token
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy and (kind in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
@@ -1554,9 +1529,8 @@ class _Walk:
             yield name, self.look(space.get, name)
         if self.annotated:  # Python 3.14 makes annotations when they are asked for
             notes = "__annotate__" if getattr(value, "__annotate__", None) else "__annotations__"
-            yield from (
-                (name, self.look(getattr, value, name, None)) for name in ("__doc__", notes)
-            )
+            for name in ("__doc__", notes):
+                yield name, self.look(getattr, value, name, None)
 
     def function(self, function: Any) -> bytes:
         """Hash a function: its code and what its names mean, closure, defaults and attributes."""
@@ -1571,20 +1545,16 @@ class _Walk:
             about += [body.digest, *(self.lookup(space, name) for name in body.globals)]
         else:
             about += [_origin(function)[0], code.co_qualname]
-            self.names |= (
-                {"__annotations__"} if packages else set()
-            )  # it may act by those of others
-        held: list[tuple[str, str, Any]] = []
+            if packages:
+                self.names.add("__annotations__")  # it may act by those of others
         names = code.co_varnames[code.co_argcount - len(defaults or ()) : code.co_argcount]
-        held += [("default", *pair) for pair in zip(names, defaults or (), strict=True)]
-        for name in keywords or ():
-            held.append(("default", name, self.look(keywords.get, name)))
+        held = [("default", *pair) for pair in zip(names, defaults or (), strict=True)]
+        held += [("default", name, self.look(keywords.get, name)) for name in keywords or ()]
         for name, cell in zip(code.co_freevars, cells or (), strict=True):
             value = self.look(_cell, cell)
             if value is not _MISSING and (packages is None or name not in _LIBRARY_CACHES):
                 held.append(("closure", name, value))
-        for name, value in self.members(function):
-            held.append(("attribute", name, value))
+        held += [("attribute", *pair) for pair in self.members(function)]
         for kind, name, value in held:
             token = self.data(value, f"{kind} {name}")
             about += (kind, name, token)
@@ -1696,7 +1666,7 @@ def _walk(memo: _Memo, value: Any, *, is_step: bool = False) -> tuple[_Walk, byt
     return walk, token
 
 
-def _fingerprint(value: object, files: dict[str, str] | None = None) -> str:
+def _fingerprint(value: object, files: list[tuple[str, str]] | None = None) -> str:
     """Return 64 hexadecimal digits that are equal exactly for values of equal type and content.
 
     Functions and classes of the project count with their code, installed ones by version. Raises
@@ -1705,7 +1675,7 @@ def _fingerprint(value: object, files: dict[str, str] | None = None) -> str:
     """
     walk, token = _walk({}, value)
     if files is not None:
-        files.update(walk.files)
+        files += walk.files
     return hashlib.sha256(token + marshal.dumps(sorted(walk.parts.items()), 2)).hexdigest()
 
 
@@ -2209,8 +2179,7 @@ class Store:
 
         if not self._ready(make=True):
             return None
-        payload, prints, sections = list[Any](), list[str](), []
-        named = dict(head.named)
+        payload, prints, sections, named = list[Any](), list[str](), [], dict[str, str]()
         try:
             for part in value if head.outputs else (value,):
                 marks: dict[str, str] = {}
@@ -2222,19 +2191,17 @@ class Store:
                     payload += (piece, bytes(-piece.nbytes % 64))
                 stream_hash = hashlib.sha256(pieces[0]).hexdigest()
                 sections.append((lengths, stream_hash, _checksums(pieces)))
-                named.update(marks)
+                named |= marks
                 prints.append(digest.hexdigest())
         except Exception as error:  # pickling runs code of the value's classes
-            why = f"{type(error).__name__}: {error}"
-            text = f"the result of step '{head.step}' cannot be kept: {why}"
-            self._say(f"save {head.step}", text)
+            why = f"cannot be kept: {type(error).__name__}: {error}"
+            self._say(f"save {head.step}", f"the result of step '{head.step}' {why}")
             return None
-        whole = hashlib.sha256("".join(prints).encode()).hexdigest() if head.outputs else prints[0]
+        whole, path = _joined(prints) if head.outputs else prints[0], self._entry(head.key)
         outputs = dict(zip(head.outputs, prints, strict=False))
         metrics = _metrics(
             dict(zip(head.outputs, value, strict=True)) if outputs else {head.step: value}
         )
-        path = self._entry(head.key)
         head = head._replace(fingerprint=whole, outputs=outputs, named=named, sections=sections)
         head = head._replace(metrics=metrics, created=time.time(), path=path)
         text = json.dumps(head[: _Head._fields.index("path")], separators=(",", ":"))
@@ -2278,10 +2245,6 @@ class Store:
             for line in file:
                 with contextlib.suppress(ValueError):
                     yield json.loads(line)
-
-    def _remove(self, head: _Head) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(head.path)
 
     # Once only
 
@@ -2343,11 +2306,7 @@ class _Lazy:
         raise NotImplementedError
 
 
-def _joined(marks: Iterable[str]) -> str:
-    return hashlib.sha256(" ".join(marks).encode()).hexdigest()
-
-
-def _print_of(value: Any, names: dict[str, str] | None = None) -> str:
+def _print_of(value: Any, names: list[tuple[str, str]] | None = None) -> str:
     """Return the fingerprint of a value, at hand or not."""
     return value.fingerprint if isinstance(value, _Lazy) else _fingerprint(value, names)
 
@@ -3754,8 +3713,8 @@ class _Reuse:
 
         Raises ``_Opaque`` for code that cannot be fingerprinted.
         """
-        text = self.start(step)[1] + " ".join([prints[name] for name in step.needs])
-        return hashlib.sha256(text.encode()).hexdigest()
+        _, start = self.starts.get(step.name) or self.start(step)
+        return _joined([start, *[prints[name] for name in step.needs]])
 
     def wanted(
         self, step: Step, key: str, prints: Mapping[str, str], values: Mapping[str, Any]
@@ -4457,7 +4416,7 @@ class _Job(NamedTuple):
     # Where and under which head to keep the result; files that it was given, as they were before.
     store: Store | None = None
     head: _Head | None = None
-    files: Mapping[str, str] = {}
+    files: Sequence[tuple[str, str]] = ()
     catalog: Mapping[str, _Place] = {}  # where values of the step are to be kept for the user
     doubt: bool = False  # an entry of this key has proved bad: look whether this one can be loaded
     token: str = ""  # makes calls different for those who think that equal calls give equal results
@@ -4490,7 +4449,7 @@ def _work(job: _Job, *args: Any) -> Any:
     step = job.step
     values = [value.load() if isinstance(value, _Lazy) else value for value in args]
     before = _marks(values) if job.strict else []
-    by_place, keywords = values, dict[str, Any]()
+    by_place, keywords = values, {}
     if step._keywords:
         by_place, by_name = values[: len(step._takes)], values[len(step._takes) :]
         keywords = dict(zip([name for name, _ in step._keywords], by_name, strict=True))
@@ -4529,11 +4488,8 @@ def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
     names = (*step._takes, *[name for _, name in step._keywords])
     for name, old, new in zip(names, before, _marks(values), strict=True):
         if old != new:
-            what, advice = (
-                f"changed its argument '{name}' in place",
-                "change a copy and return that",
-            )
-            raise step._error(what, advice, MutationError, name=name)
+            what = f"changed its argument '{name}' in place"
+            raise step._error(what, "change a copy and return that", MutationError, name=name)
 
 
 def _kept(job: _Job, made: _Made) -> _Made:
@@ -4552,7 +4508,7 @@ def _kept(job: _Job, made: _Made) -> _Made:
     if job.store is None or job.head is None:
         return made
     try:
-        if any(_named_mark(name) != mark for name, mark in job.files.items()):
+        if any(_named_mark(name) != mark for name, mark in job.files):
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
@@ -4571,7 +4527,8 @@ def _kept(job: _Job, made: _Made) -> _Made:
         try:
             kept[job.step.name].load()
         except _BadEntry:  # it can be pickled, but not loaded again
-            job.store._remove(found)
+            with contextlib.suppress(OSError):
+                os.unlink(found.path)
             return made
         job.store._said.discard(found.path)
     return _Made(kept, made.seconds)
@@ -4601,11 +4558,9 @@ def _sendable(error: Exception) -> Exception:
     import pickle
     import traceback
 
-    try:
+    with contextlib.suppress(Exception):  # whatever its class does when it is pickled, or built
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
-    except Exception:  # whatever its class does when it is pickled, or built again
-        pass  # the twin says all that can be said
     text = "".join(traceback.format_exception(error)).rstrip()
     return WorkerError(f"{_error_line(error)}\n{text}")
 
@@ -4679,10 +4634,8 @@ class _Pool:
         if self.here:
             return self.executor.submit(_work, job, *args)
         job = job._replace(store=None, head=None, catalog={}, token=os.urandom(8).hex())
-        args = [self.portable(arg) for arg in args]
-        if self.client:
-            return self.client.submit(_work, job, *args, pure=False)
-        return self.executor.submit(_work, job, *args)
+        options = {"pure": False} if self.client else {}
+        return self.executor.submit(_work, job, *map(self.portable, args), **options)
 
     def portable(self, value: Any) -> Any:
         """Give what another machine can use for a value: a future of its own cluster, a copy."""
@@ -4742,7 +4695,7 @@ class _Fan:
         self.step, self.elements = step, elements
         self.size = self.left = len(next(iter(elements.values())))
         self.rest = iter(range(self.size))  # what is there and was not yet taken up
-        self.made: dict[str, list[Any]] = {name: [_ABSENT] * self.size for name in step.values}
+        self.made: dict[str, list[Any]] = {name: [_MISSING] * self.size for name in step.values}
         self.runs: list[_StepState] = []
 
     def row(self, index: int) -> dict[str, Any]:
@@ -4763,9 +4716,6 @@ class _Fan:
         )
 
 
-_ABSENT: Any = object()
-
-
 class _Policy(NamedTuple):
     """How a pipeline runs its steps."""
 
@@ -4774,7 +4724,9 @@ class _Policy(NamedTuple):
     strict: bool
     executor: Any
     listeners: list[_Listener]
-    prints: Mapping[str, tuple[str, dict[str, str]]]  # of the inputs, if they are known already
+    prints: Mapping[
+        str, tuple[str, Collection[tuple[str, str]]]
+    ]  # of the inputs, if they are known already
 
 
 class _Loop:
@@ -4803,7 +4755,7 @@ class _Loop:
         self.done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self.background = _EventLoopThread()
         self.locks: dict[_Task, tuple[str, int]] = {}  # key and handle
-        self.fans: dict[str, _Fan] = {}  # mapped steps that are running
+        self.fans: dict[str, _Fan] = {}  # by the values that running mapped steps make
         # Of values in memory, until a step may have changed them: with the files that they name.
         self.prints = {} if start else dict(policy.prints)
         made = ((value, step) for step in self.todo for value in step.values)
@@ -4825,8 +4777,8 @@ class _Loop:
         """Rank the steps, the lowest first: by their order, or by the longest way that remains."""
         if self.pool.executor is None:
             return {step.name: place for place, step in enumerate(self.todo)}
-        heads = {s.name: self.reuse.store._newest(s.name) for s in self.todo if s.cache}
-        known = {name: head.seconds for name, head in heads.items() if head is not None}
+        newest = self.reuse.store._newest
+        known = {s.name: x.seconds for s in self.todo if s.cache and (x := newest(s.name))}
         usual = sum(known.values()) / len(known) if known else 1.0
         way: dict[str, float] = {}
         for step in reversed(self.todo):
@@ -4854,10 +4806,8 @@ class _Loop:
                     self.receive(task, lambda: value)
                 else:
                     self.stumble(task, error)
-                del (
-                    first,
-                    error,
-                )  # or the error's traceback would hold this frame, and that the error
+                # Or the error's traceback would hold this frame, and that the error.
+                del first, error
             while self.flight or (self.failure is None and (self.over or self.ready or self.later)):
                 self.turn()
         finally:
@@ -4928,7 +4878,7 @@ class _Loop:
 
     def follow(self, fan: _Fan, index: int) -> None:
         """Make an element ready if all that is mapped over is there."""
-        if all(items[index] is not _ABSENT for items in fan.elements.values()):
+        if all(items[index] is not _MISSING for items in fan.elements.values()):
             self.push(_Task(fan.step, fan, index))
 
     def settle(self, maker: str, step: Step) -> None:
@@ -4941,8 +4891,7 @@ class _Loop:
 
     def open(self, step: Step) -> None:
         """Skip a step, or make its first call ready, now that all it waits for is over."""
-        makers = {n: self.makers[n].name for n in step._over if n in self.makers}
-        running = {n: self.fans[maker] for n, maker in makers.items() if maker in self.fans}
+        running = {n: self.fans[n] for n in step._over if n in self.fans} if step._over else {}
         for name in step._needs:
             if name not in self.values and name not in step._defaults and name not in running:
                 why = f"needs {self.makers[name].name}"
@@ -4958,7 +4907,7 @@ class _Loop:
         except Exception as error:
             self.fail(_Task(step), error)
             return
-        self.fans[step.name] = fan
+        self.fans |= {name: fan for name in step.values if name in self.makers}
         for dependent in self.dependents.get(step.name, ()):
             # Does it take all that it needs of this one element by element?
             if all(n in dependent._over for n in dependent._needs if self.makers.get(n) is step):
@@ -4977,17 +4926,17 @@ class _Loop:
         for name in step._over:
             value = self.values[name] if name in self.values else step._defaults.get(name)
             if name in running:
-                lists[name] = running[name].made[name]
-                continue
-            if isinstance(value, _Mapped):
-                lists[name] = value.items
-                continue
-            value = value.load() if isinstance(value, _Lazy) else value
-            if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-                what = f"maps over '{name}', which is {_brief(value)}"
-                expected = "expected a list, or another iterable of elements"
-                raise step._error(what, expected, ResultError)
-            lists[name] = list(value)
+                value = running[name].made[name]  # which fills as that goes on
+            elif isinstance(value, _Mapped):
+                value = value.items
+            else:
+                value = value.load() if isinstance(value, _Lazy) else value
+                if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+                    what = f"maps over '{name}', which is {_brief(value)}"
+                    expected = "expected a list, or another iterable of elements"
+                    raise step._error(what, expected, ResultError)
+                value = list(value)
+            lists[name] = value
         if len({len(items) for items in lists.values()}) > 1:
             found = ", ".join(f"{name} {len(items)}" for name, items in lists.items())
             what = f"maps over lists of different lengths: {found}"
@@ -5052,15 +5001,15 @@ class _Loop:
         self.reuse.distrusted.add(bad.key)
         raise _Again from None
 
-    def fingerprint(self, name: str, value: Any) -> tuple[str, Mapping[str, str]]:
+    def fingerprint(self, name: str, value: Any) -> tuple[str, Collection[tuple[str, str]]]:
         """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
         if isinstance(value, _Lazy):
-            return value.fingerprint, value.named
+            return value.fingerprint, value.named.items()
         # Not of an element, or the default in place of a value.
         is_value = self.values.get(name) is value
         if is_value and name in self.prints:
             return self.prints[name]
-        files: dict[str, str] = {}
+        files: list[tuple[str, str]] = []
         found = _fingerprint(value, files), files
         if is_value:
             self.prints[name] = found
@@ -5092,8 +5041,8 @@ class _Loop:
             return True
         head = reuse.wanted(step, key, prints, args)
         task.reason = found or reuse.why(step, head)
-        named = [pair for _, names in marks.values() for pair in names.items()]
-        files = {name: mark for name, mark in named if name[:5] == "file "}
+        # As pairs: of one file there may be two marks, if it has changed in between.
+        files = [pair for _, named in marks.values() for pair in named if pair[0][:5] == "file "]
         doubt = key in reuse.distrusted
         task.job = self.job(step)._replace(store=reuse.store, head=head, files=files, doubt=doubt)
         return False
@@ -5165,7 +5114,8 @@ class _Loop:
 
     def complete(self, task: _Task, made: Mapping[str, Any], run: _StepState) -> None:
         """Take the values of a call that has ended well."""
-        self.unlock(task)
+        if task in self.locks:
+            self.unlock(task)
         fan = task.fan
         if fan is None:
             self.keep(made)
@@ -5216,7 +5166,10 @@ class _Loop:
             if task.fan is not None:
                 values |= task.fan.row(task.index)
             values = _hidden(values, self.reuse.secret)
-            _add_note(error, step, values, f", element {task.index}" if task.fan else "")
+            element = f", element {task.index}" if task.fan else ""
+            shown = ", ".join(f"{name}={_brief(value)}" for name, value in values.items())
+            place = f"in step '{step.name}'{element} at {_place(step.function)}"
+            error.add_note(place + f", with {shown}" * bool(shown))
         if not self.policy.keep_going and self.failure is None:
             self.failure = error
             for future in self.flight.values():
@@ -5234,12 +5187,14 @@ class _Loop:
             for name in ("name", "elements", "size"):
                 del facts[name]
             self.emit("step finished", run.name, **facts)
-        for name in self.makers[run.name]._needs:
+        over = self.makers[run.name]
+        for name in over._needs:
             self.uses[name] -= 1
             if not self.uses[name]:
                 self.values.pop(name, None)
                 self.prints.pop(name, None)
-        self.fans.pop(run.name, None)
+        for name in over.values if over._over else ():
+            self.fans.pop(name, None)
         for step in self.dependents.get(run.name, ()):
             if step.name in self.fans and run.status in ("failed", "skipped"):
                 self.finish(_StepState(step.name, "skipped", reason=f"needs {run.name}"))
@@ -5255,22 +5210,10 @@ def _is_about_sending(step: Step, error: Exception) -> bool:
     """Tell whether an error came from pickling a function that cannot be pickled."""
     import pickle
 
-    if "pickle" not in str(error) and "local object" not in str(error):
-        return False
-    try:
+    with contextlib.suppress(Exception):  # pickle says it with whatever type
         pickle.dumps(step.function)
-    except Exception:  # pickle says it with whatever type
-        return True
-    return False
-
-
-def _add_note(
-    error: BaseException, step: Step, values: Mapping[str, Any], element: str = ""
-) -> None:
-    """Say on a step's exception which step it was, where, and with which values."""
-    shown = ", ".join(f"{name}={_brief(value)}" for name, value in values.items())
-    place = f"in step '{step.name}'{element} at {_place(step.function)}"
-    error.add_note(place + f", with {shown}" * bool(shown))
+        return False
+    return "pickle" in str(error) or "local object" in str(error)
 
 
 def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None:
@@ -5602,7 +5545,7 @@ class Pipeline(_Shown):
             if isinstance(value, _InCatalog) and not value.place.is_local:
                 continue  # it would have to be loaded
             with contextlib.suppress(_Opaque):
-                names: dict[str, str] = {}
+                names: list[tuple[str, str]] = []
                 prints[name] = _print_of(value, names), names
         marks = {name: mark for name, (mark, _) in prints.items()}
         for name in self._secret & marks.keys() if self._store._ready(make=True) else ():

@@ -4271,6 +4271,14 @@ def test_a_map_over_a_map_may_need_all_of_it_too(executor: Any) -> None:
         assert run["put_together"] == [(x, run[other]) for x in run[one]]
 
 
+def test_a_map_over_two_values_of_a_map(executor: Any) -> None:
+    names = {"one": "both_signs", "other": "up"}
+    pair = Step(both_signs, map="x", outputs=("up", "down"))
+    after = Step(put_together, args=names, map=("one", "other"))
+    run = Pipeline(pair, after, executor=executor).run(x=[1, 2, 3])
+    assert run["put_together"] == [((x, -x), x) for x in (1, 2, 3)]
+
+
 def test_failures_of_a_map_name_index_and_element(executor: Any) -> None:
     with pytest.raises(ValueError, match="not three") as caught:
         Pipeline(Step(picky, map="item"), executor=executor).run(item=[1, 2, 3, 4])
