@@ -2179,7 +2179,7 @@ class Store:
 
         if not self._ready(make=True):
             return None
-        payload, prints, sections, named = list[Any](), list[str](), [], dict[str, str]()
+        payload, prints, sections, named = list[Any](), list[str](), [], dict(head.named)
         try:
             for part in value if head.outputs else (value,):
                 marks: dict[str, str] = {}
@@ -2312,94 +2312,62 @@ def _print_of(value: Any, names: list[tuple[str, str]] | None = None) -> str:
 
 
 class _Format(NamedTuple):
-    """How one kind of file becomes a value and back; both get a binary file."""
+    """How one kind of file becomes a value and back, by a module that is imported when used."""
 
-    load: Callable[[Any], Any]
-    save: Callable[[Any, Any], object]
+    module: str
+    load: Callable[[Any, Any], Any]  # of module and binary file
+    save: Callable[[Any, Any, Any], object]  # of module, value and binary file
     packs: bool = False  # whether it may be packed, as .json.gz
-    package: str = ""  # that does it, whose version counts
 
 
-def _frames(kind: str, *, packs: bool = False, **options: Any) -> _Format:
+def _frames(kind: str, packs: bool = False, **options: Any) -> _Format:
     """Make the format of pandas' ``read_KIND`` and ``to_KIND``."""
 
-    def load(file: Any) -> Any:
-        import pandas
-
-        return getattr(pandas, f"read_{kind}")(file)
-
-    def save(value: Any, file: Any) -> None:
+    def save(_: Any, value: Any, file: Any) -> None:
         if not hasattr(value, f"to_{kind}"):
             raise TypeError(f"expected a pandas.DataFrame, got {_brief(value)}")
         getattr(value, f"to_{kind}")(file, **options)
 
-    return _Format(load, save, packs, "pandas")
+    return _Format("pandas", lambda m, file: getattr(m, f"read_{kind}")(file), save, packs)
 
 
-def _numpy(file: Any) -> Any:
-    import numpy
-
-    found = numpy.load(file, allow_pickle=False)
-    return found if isinstance(found, numpy.ndarray) else dict(found)
-
-
-def _to_numpy(value: Any, file: Any) -> None:
-    import numpy
-
-    if isinstance(value, Mapping):
-        numpy.savez(file, **value)
-    else:
-        numpy.save(file, value, allow_pickle=False)
-
-
-def _json(file: Any) -> Any:
-    import json
-
-    return json.load(file)
-
-
-def _to_json(value: Any, file: Any) -> None:
-    import json
-
-    file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def _json_lines(file: Any) -> Any:
-    import json
-
-    return [json.loads(line) for line in file if line.strip()]
-
-
-def _to_json_lines(value: Any, file: Any) -> None:
-    import json
-
-    file.writelines(json.dumps(item, ensure_ascii=False).encode() + b"\n" for item in value)
-
-
-def _pickle(file: Any) -> Any:
-    import pickle
-
-    return pickle.load(file)
-
-
-def _to_pickle(value: Any, file: Any) -> None:
-    import pickle
-
-    pickle.dump(value, file, 5)
+def _json_line(m: Any, value: Any, **options: Any) -> bytes:
+    return m.dumps(value, ensure_ascii=False, **options).encode() + b"\n"  # type: ignore[no-any-return]
 
 
 _FORMATS = {
-    ".bytes": _Format(lambda file: file.read(), lambda value, file: file.write(value), True),
-    ".csv": _frames("csv", packs=True, index=False, mode="wb"),
+    ".bytes": _Format("io", lambda m, file: file.read(), lambda m, x, file: file.write(x), True),
+    ".csv": _frames("csv", True, index=False, mode="wb"),
     ".feather": _frames("feather"),
-    ".json": _Format(_json, _to_json, True),
-    ".jsonl": _Format(_json_lines, _to_json_lines, True),
-    ".npy": _Format(_numpy, _to_numpy, package="numpy"),
-    ".npz": _Format(_numpy, _to_numpy, package="numpy"),
+    ".json": _Format(
+        "json",
+        lambda m, file: m.load(file),
+        lambda m, x, file: file.write(_json_line(m, x, indent=2)),
+        True,
+    ),
+    ".jsonl": _Format(
+        "json",
+        lambda m, file: [m.loads(line) for line in file if line.strip()],
+        lambda m, x, file: file.writelines(_json_line(m, item) for item in x),
+        True,
+    ),
+    ".npy": _Format(
+        "numpy",
+        lambda m, file: m.load(file, allow_pickle=False),
+        lambda m, x, file: m.save(file, x, allow_pickle=False),
+    ),
+    ".npz": _Format(
+        "numpy",
+        lambda m, file: dict(m.load(file, allow_pickle=False)),
+        lambda m, x, file: m.savez(file, **x),
+    ),
     ".parquet": _frames("parquet"),
-    ".pkl": _Format(_pickle, _to_pickle, True),
+    ".pkl": _Format("pickle", lambda m, file: m.load(file), lambda m, x, f: m.dump(x, f, 5), True),
     ".txt": _Format(
-        lambda file: file.read().decode(), lambda value, file: file.write(value.encode()), True
+        "io",
+        lambda m, file: file.read().decode(),
+        lambda m, x, file: file.write(x.encode()),
+        True,
     ),
 }
 
@@ -2425,6 +2393,10 @@ class _File:
         return self.path
 
     @property
+    def format(self) -> _Format:
+        return _FORMATS[self.suffix]
+
+    @property
     def label(self) -> str:
         """The name under which a store notes the content."""
         return f"{'file' if self.is_local else 'data'} {self.path}"
@@ -2448,8 +2420,8 @@ class _File:
     @property
     def reader(self) -> str:
         """What makes the value of the content: another version may make another one."""
-        package = _FORMATS[self.suffix].package
-        return f"{self.suffix} {package and _version(package)}"
+        module = self.format.module
+        return f"{self.suffix} {_version(module) if module in ('numpy', 'pandas') else ''}"
 
     def mark(self) -> str:
         """Fingerprint the content as it is now."""
@@ -2465,7 +2437,7 @@ class _File:
         """Return the value, and the mark of what was read."""
         before = self.mark()
         with self.opened(self.path, "rb") as file:
-            value = _FORMATS[self.suffix].load(file)
+            value = self.format.load(importlib.import_module(self.format.module), file)
         after = self.mark()
         return value, after if before == after else f"{before} or {after}"
 
@@ -2473,14 +2445,14 @@ class _File:
         """Write the file aside and then in its place; return the mark of what was written."""
         if not self.is_local:
             with self.opened(self.path, "wb") as file:
-                _FORMATS[self.suffix].save(value, file)
+                self.format.save(importlib.import_module(self.format.module), value, file)
             return self.mark()
         folder, name = os.path.split(self.path)
         os.makedirs(folder or ".", exist_ok=True)
         aside = os.path.join(folder, f".{os.urandom(4).hex()}.{name}")
         try:
             with self.opened(aside, "wb") as file:
-                _FORMATS[self.suffix].save(value, file)
+                self.format.save(importlib.import_module(self.format.module), value, file)
             mark = _named_mark(f"file {aside}")  # before another process can replace it
             os.replace(aside, self.path)
         except BaseException:

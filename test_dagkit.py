@@ -52,6 +52,7 @@ from hypothesis import strategies as st
 
 import dagkit
 from dagkit import (
+    CatalogError,
     CycleError,
     DagkitError,
     DagkitWarning,
@@ -2513,6 +2514,392 @@ def test_the_key_in_the_environment_shares_a_store() -> None:
 
 
 ########################################################################################
+### Data
+########################################################################################
+
+FRAME = pd.DataFrame({"city": ["Bern", "Oslo", None], "size": [1.5, 2.25, -3.0]})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of its own, with one CSV file in it."""
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    FRAME.to_csv("data/raw.csv", index=False)
+    return tmp_path / "work"
+
+
+@step
+def cities(raw: pd.DataFrame) -> pd.DataFrame:
+    return raw.dropna()
+
+
+@step
+def biggest_city(cities: pd.DataFrame, factor: float = 1.0) -> dict[str, Any]:
+    return {"city": cities.sort_values("size").iloc[-1]["city"], "factor": factor}
+
+
+@step
+def headline(biggest_city: dict[str, Any]) -> str:
+    return f"{biggest_city['city']} leads"
+
+
+def catalogued(**more: Any) -> Pipeline:
+    catalog = {"raw": "data/raw.csv", "cities": "out/cities.csv", "biggest_city": "out/top.json"}
+    return Pipeline(cities, biggest_city, headline, catalog=catalog | more)
+
+
+def test_inputs_come_from_the_catalog_and_values_of_steps_are_kept_there(folder: Path) -> None:
+    made = catalogued()
+    run = made.run()
+    assert run["headline"] == "Oslo leads"
+    assert (folder / "out/cities.csv").read_text() == "city,size\nBern,1.5\nOslo,2.25\n"
+    assert json.loads((folder / "out/top.json").read_text()) == {"city": "Oslo", "factor": 1.0}
+    assert went(made.run()) == "cities cached, biggest_city cached, headline ran"
+    assert sorted(x.name for x in folder.iterdir()) == ["data", "out"]
+    assert sorted(x.name for x in (folder / "out").iterdir()) == ["cities.csv", "top.json"]
+    assert run.inputs == {"factor": 1.0}
+
+
+def test_a_given_value_beats_the_catalog_and_is_not_written_there(folder: Path) -> None:
+    made = catalogued()
+    assert made.run("headline", raw=FRAME.head(1))["headline"] == "Bern leads"
+    (folder / "out/cities.csv").unlink()
+    assert made.run("headline", cities=FRAME.tail(2))["headline"] == "Oslo leads"
+    assert not (folder / "out/cities.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path: path.unlink(), "file out/cities.csv is gone"),
+        (lambda path: path.write_text("city,size\nRome,9\n"), "file out/cities.csv changed"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "file out/cities.csv changed"),
+        (lambda path: path.write_bytes(b""), "file out/cities.csv changed"),
+    ],
+    ids=["deleted", "edited", "truncated", "emptied"],
+)
+def test_what_happens_to_a_file_is_noticed_and_said(
+    folder: Path, spoil: Callable[[Path], Any], why: str
+) -> None:
+    """Freshness is what we wrote there, never that there is something."""
+    made, path = catalogued(), folder / "out/cities.csv"
+    made.run()
+    good = path.read_bytes()
+    spoil(path)
+    assert reasons(made.plan("headline"))[:2] == [
+        f"cities stale: {why}",
+        "biggest_city stale: after cities",
+    ]
+    assert went(made.run("headline")) == "cities ran, biggest_city cached, headline ran"
+    assert path.read_bytes() == good
+    assert made.plan("headline")["cities"].status == "fresh"
+
+
+def test_an_input_file_counts_by_content_and_is_not_loaded_for_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = catalogued()
+    made.run()
+    os.utime("data/raw.csv", (1, 1))
+    assert made.plan()["cities"].status == "fresh"
+    with monkeypatch.context() as patched:
+        patched.setattr(pd, "read_csv", lambda *_: pytest.fail("it was loaded"))
+        assert made.run("biggest_city")["biggest_city"]["city"] == "Oslo"
+    FRAME.assign(size=[9.0, 1.0, 1.0]).to_csv("data/raw.csv", index=False)
+    assert reasons(made.plan())[0] == "cities stale: input raw changed"
+    assert made.run("headline")["headline"] == "Bern leads"
+
+
+FILES: dict[str, Any] = {
+    "a.csv": FRAME,
+    "a.csv.gz": FRAME,
+    "a.parquet": FRAME,
+    "a.feather": FRAME,
+    "a.json": {"a": [1, None, "é"], "b": True},
+    "a.json.gz": [1.5],
+    "a.jsonl": [{"a": 1}, {"a": 2}],
+    "a.jsonl.gz": [],
+    "a.pkl": {1: (2, {3})},
+    "a.pkl.gz": "text",
+    "a.npy": np.arange(6.0).reshape(2, 3),
+    "a.npz": {"x": np.arange(3), "y": np.eye(2)},
+    "a.txt": "Zürich\n",
+    "a.txt.gz": "",
+    "a.bytes": b"\x00\xff",
+    "a.bytes.gz": b"",
+}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_suffix_gives_back_what_was_put_in(folder: Path, path: str) -> None:
+    def consumer(value: Any) -> Any:
+        return [value]
+
+    value = FILES[path]
+    maker = Step(lambda: value, name="value", version=path)
+    made = Pipeline(maker, consumer, catalog={"value": f"out/{path}"})
+    first, second = made.run(), made.run()
+    assert went(second) == "value cached, consumer ran"
+    for found in (first["value"], second["value"], first["consumer"][0], second["consumer"][0]):
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(found, value)
+        elif path == "a.npz":
+            assert {k: v.tolist() for k, v in found.items()} == {
+                k: v.tolist() for k, v in value.items()
+            }
+        else:
+            assert np.array_equal(found, value)
+            assert type(found) is type(value)
+    before = (folder / "out" / path).read_bytes()
+    (folder / "out" / path).unlink()
+    made.run()
+    assert (folder / "out" / path).read_bytes() == before  # no time of day in a packed file
+
+
+def test_first_and_second_run_see_what_the_file_gives_back(folder: Path) -> None:
+    """A tuple becomes a list in JSON: then it is a list from the first run on."""
+    pair = Step(lambda: (1, 2), name="pair")
+    kind = Step(lambda pair: type(pair).__name__, name="kind")
+    made = Pipeline(pair, kind, catalog={"pair": "out/pair.json"})
+    assert [made.run("kind")["kind"] for _ in range(2)] == ["list", "list"]
+
+
+def test_outputs_go_into_the_catalog_by_their_names(folder: Path) -> None:
+    def width(bounds: tuple[float, float]) -> float:
+        return bounds[1] - bounds[0]
+
+    made = Pipeline(bounds, spread, width, catalog={"low": "out/low.json"})
+    for _ in range(2):
+        run = made.run(prices=[3, 1, 2])
+        assert (run["bounds"], run["low"], run["spread"], run["width"]) == ((1, 3), 1, 2, 2)
+        assert json.loads((folder / "out/low.json").read_text()) == 1
+    assert run.steps["bounds"].status == "cached"
+
+
+def test_paths_are_templates_of_inputs(folder: Path) -> None:
+    made = catalogued(biggest_city="out/{factor}/{region}.json")
+    made.run("headline", factor=2.0, region="eu")
+    made.run("headline", factor=3.0, region="eu")
+    assert json.loads((folder / "out/2.0/eu.json").read_text())["factor"] == 2.0
+    assert made.plan("headline", factor=2.0, region="eu")["biggest_city"].status == "fresh"
+    assert made.plan("headline", factor=3.0, region="eu")["biggest_city"].status == "fresh"
+    assert reasons(made.plan("headline", factor=2.0, region="us"))[1] == (
+        "biggest_city stale: input factor 3.0 → 2.0"
+    )
+    assert made.plan("headline", factor=3.0, region="us")["biggest_city"].reason == (
+        "catalog biggest_city out/3.0/eu.json → out/3.0/us.json"
+    )
+    with pytest.raises(MissingInputError) as caught:
+        made.run("headline")
+    assert str(caught.value) == (
+        "the path of 'biggest_city' in the catalog needs 'region', which run() was not given\n"
+        "  out/{factor}/{region}.json"
+    )
+
+
+class Table:
+    """An object with load and save, as other libraries have them."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value, self.saves = value, 0
+
+    def load(self) -> Any:
+        return copy.deepcopy(self.value)
+
+    def save(self, value: Any) -> None:
+        self.value, self.saves = value, self.saves + 1
+
+
+def test_any_object_with_load_and_save_is_an_entry(folder: Path) -> None:
+    raw, top = Table(FRAME), Table()
+    made = catalogued(raw=raw, biggest_city=top)
+    assert made.run()["headline"] == "Oslo leads"
+    assert went(made.run()) == "cities cached, biggest_city cached, headline ran"
+    assert top.value == {"city": "Oslo", "factor": 1.0}
+    top.value = None
+    assert made.plan()["biggest_city"].reason == "data biggest_city changed"
+    made.run()
+    assert (top.value["city"], top.saves) == ("Oslo", 2)
+    raw.value = FRAME.head(1)
+    assert made.run()["headline"] == "Bern leads"
+
+
+def test_addresses_go_through_fsspec(folder: Path) -> None:
+    import fsspec
+
+    with fsspec.open("memory://in/raw.csv", "wb") as file:
+        file.write(b"city,size\nRiga,1\n")
+    made = catalogued(raw="memory://in/raw.csv", cities="memory://out/cities.csv.gz")
+    assert made.run("headline")["headline"] == "Riga leads"
+    assert went(made.run("headline")) == "cities cached, biggest_city cached, headline ran"
+    fsspec.filesystem("memory").rm("/out/cities.csv.gz")
+    assert made.plan("headline")["cities"].reason == "data memory://out/cities.csv.gz changed"
+    assert went(made.run("headline")) == "cities ran, biggest_city cached, headline ran"
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_the_catalog_works_on_executors(
+    folder: Path, kind: str, processes: ProcessPoolExecutor
+) -> None:
+    pool = ThreadPoolExecutor(2) if kind == "threads" else processes
+    made = catalogued().replace(executor=pool)
+    where = {"store": str(folder / "store"), "raw": str(folder / "data/raw.csv")}
+    paths = {"cities": str(folder / "out/cities.csv"), "biggest_city": str(folder / "out/b.json")}
+    made = made.replace(store=where["store"], catalog={"raw": where["raw"], **paths})
+    assert made.run("headline")["headline"] == "Oslo leads"
+    assert went(made.run("headline")) == "cities cached, biggest_city cached, headline ran"
+
+
+def test_the_catalog_works_on_a_cluster(folder: Path, cluster: Any) -> None:
+    made = catalogued().replace(executor=cluster)
+    assert made.run("headline")["headline"] == "Oslo leads"
+    assert went(made.run("headline")) == "cities cached, biggest_city cached, headline ran"
+
+
+def test_a_save_that_fails_leaves_what_was_there(folder: Path) -> None:
+    def odd(n: int) -> Any:
+        return n if n < 2 else {"n": n, "lock": threading.Lock()}
+
+    made = Pipeline(odd, catalog={"odd": "out/odd.json"})
+    made.run(n=1)
+    with pytest.raises(TypeError, match="not JSON serializable") as caught:
+        made.run(n=2)
+    assert caught.value.__notes__[0].startswith("in step 'odd' at ")
+    assert [x.name for x in (folder / "out").iterdir()] == ["odd.json"]
+    assert (folder / "out/odd.json").read_text() == "1\n"
+    assert went(made.run(n=1)) == "odd cached"
+
+
+def test_a_frame_is_expected_where_pandas_writes(folder: Path) -> None:
+    made = Pipeline({"rows": lambda: [1, 2]}, catalog={"rows": "out/rows.csv"})
+    with pytest.raises(TypeError, match=r"expected a pandas.DataFrame, got \[1, 2\]"):
+        made.run()
+
+
+def test_two_runs_that_write_one_file_never_take_each_others_value(folder: Path) -> None:
+    """The one whose file was replaced in mid-run says so; an entry never fits a foreign file."""
+    made = catalogued()
+
+    def meddle(event: Event) -> None:
+        if (event.kind, event.step) == ("step finished", "biggest_city"):
+            made.run("biggest_city", factor=5.0)
+
+    with pytest.raises(CatalogError) as caught:
+        made.replace(on_event=meddle).run("headline")
+    assert str(caught.value).splitlines() == [
+        "the catalog's 'biggest_city' has changed while the run needed it: out/top.json",
+        "  run again; give two runs that write at once a path each, as by a template: "
+        "'out/{region}/model.pkl'",
+    ]
+    assert made.plan("headline")["biggest_city"].reason == "file out/top.json changed"
+    assert made.run("biggest_city")["biggest_city"]["factor"] == 1.0
+
+
+def test_a_kill_in_mid_save_leaves_no_torn_file(folder: Path) -> None:
+    """A real kill -9 while a large value is written: the old file is whole, or the new one."""
+    code = """
+        import sys
+        from dagkit import Pipeline, Step
+        def big(n): return [n] * 3_000_000
+        made = Pipeline(big, catalog={"big": "out/big.json"})
+        made.run(n=1)
+        print("ready", flush=True)
+        for n in range(2, 100):
+            made.run(n=n)
+    """
+    process = start(code)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.7)
+    process.kill()
+    process.wait()
+    process.communicate()
+    assert len(set(json.loads((folder / "out/big.json").read_text()))) == 1
+
+
+@pytest.mark.parametrize(
+    ("catalog", "message"),
+    [
+        (
+            {"raw": "data/raw.xls"},
+            "the catalog has no format for 'raw': data/raw.xls\n  known suffixes: .bytes, .csv, "
+            ".feather, .json, .jsonl, .npy, .npz, .parquet, .pkl, .txt\n"
+            "  or give an object with load() and save(value)",
+        ),
+        (
+            {"raw": "data/raw.npy.gz"},
+            "the catalog has no format for 'raw': data/raw.npy.gz\n  known suffixes: .bytes.gz, "
+            ".csv.gz, .json.gz, .jsonl.gz, .pkl.gz, .txt.gz\n"
+            "  or give an object with load() and save(value)",
+        ),
+        (
+            {"raw": 7},
+            "the catalog has 7 for 'raw'\n  expected a path, or an object with load() and "
+            "save(value)",
+        ),
+        (
+            {"bounds": "b.json"},
+            "step 'bounds' cannot be in the catalog: it is a step with outputs\n"
+            f"  bounds(prices) at {at(bounds)}\n  name its outputs instead",
+        ),
+        (
+            {"citys": "x.csv"},
+            "the catalog names 'citys': no step makes or takes it\n  known names: bounds, cities, "
+            "high, low, prices, raw; did you mean 'cities'?",
+        ),
+    ],
+    ids=["suffix", "packed", "object", "outputs", "name"],
+)
+def test_wrong_entries_are_errors_that_say_what_is_expected(
+    catalog: dict[str, Any], message: str
+) -> None:
+    made = Pipeline(cities, bounds, catalog=catalog)
+    with pytest.raises(DagkitError) as caught:
+        made.plan("cities")
+    assert str(caught.value) == message
+
+
+def test_a_map_or_a_sensor_cannot_be_in_the_catalog() -> None:
+    @sensor
+    def parcel() -> int:
+        return 1
+
+    each = Step(lambda item: item, name="each", map="item")
+    for made, what in ((each, "a map"), (parcel, "a sensor")):
+        pipeline = Pipeline(made, catalog={"each" if what == "a map" else "parcel": "x.json"})
+        with pytest.raises(CatalogError, match=f"cannot be in the catalog: it is {what}"):
+            pipeline.run(item=[1])
+
+
+def test_a_map_goes_over_a_list_of_the_catalog(folder: Path) -> None:
+    (folder / "data/items.json").write_text("[1, 2, 3]")
+    made = Pipeline(
+        Step(lambda item: 10 * item, name="each", map="item", cache=True),
+        catalog={"item": "data/items.json"},
+    )
+    assert made.run()["each"] == [10, 20, 30]
+    assert made.plan()["each"].status == "fresh"
+    (folder / "data/items.json").write_text("[1, 2, 3, 4]")
+    assert made.run()["each"] == [10, 20, 30, 40]
+
+
+def test_strict_and_retries_work_with_the_catalog(folder: Path) -> None:
+    tries: list[int] = []
+
+    @step(retries=1)
+    def shaky(raw: pd.DataFrame) -> int:
+        tries.append(len(raw))
+        raw["new"] = 1  # its own copy
+        if len(tries) == 1:
+            raise OSError("come again")
+        return len(raw.columns)
+
+    made = Pipeline(shaky, catalog={"raw": "data/raw.csv"})
+    assert (made.run()["shaky"], tries) == (3, [3, 3])
+
+
+########################################################################################
 ### Display
 ########################################################################################
 
@@ -3594,6 +3981,188 @@ def test_record_is_ready_for_json(shop: Pipeline) -> None:
     assert record["inputs"]["prices"]["value"] == [1]
     assert record["steps"]["total"]["status"] == "ran"
     assert (record["status"], record["dagkit"]) == ("ran", dagkit.__version__)
+
+
+# --- records
+
+
+def kept_runs(made: Pipeline) -> list[dict[str, Any]]:
+    path = Path(made.store.path) / "runs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_run_of_a_pipeline_with_a_store_is_a_line_of_json(shop: Pipeline) -> None:
+    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
+    made.run(prices=[1, 2])
+    (line,) = kept_runs(made)
+    assert list(line) == [
+        "id", "pipeline", "started", "seconds", "status", "error", "user", "host", "python",
+        "dagkit", "commit", "dirty", "inputs", "targets", "metrics", "steps",
+    ]  # fmt: skip
+    assert line["inputs"]["prices"]["value"] == [1, 2]
+    assert line["inputs"]["prices"]["fingerprint"] == dagkit._fingerprint([1, 2])
+    assert line["metrics"] == {"total": 3, "mean": 1.5, "low": 1, "high": 2, "spread": 1}
+    assert line["steps"]["mean"]["status"] == "ran"
+    assert (line["python"], line["dagkit"]) == (sys.version.split()[0], dagkit.__version__)
+    made.run("mean", prices=[1, 2])
+    first, second = kept_runs(made)
+    assert first["id"] != second["id"]
+    assert second["metrics"] == {"mean": 1.5}
+
+
+def test_a_plain_pipeline_records_nothing(monkeypatch: pytest.MonkeyPatch, shop: Pipeline) -> None:
+    monkeypatch.delenv("DAGKIT_STORE")
+    made = Pipeline(shop)
+    made.run(prices=[1])
+    assert made.history() == []
+
+
+def test_metrics_of_reused_values_are_recorded_without_loading_them(kept: Pipeline) -> None:
+    made = Pipeline(kept, Step(lambda biggest: biggest, name="score", cache=True))
+    made.run("score", n=4)
+    made.store.prune(max_bytes=0)
+    run = made.run("biggest", n=4)
+    assert [x["metrics"] for x in kept_runs(made)] == [{"score": 9}, {"biggest": 9}]
+    assert run["biggest"] == 9
+
+
+def test_numbers_of_numpy_are_metrics_and_large_things_are_not() -> None:
+    values = {
+        "half": np.float32(0.5), "three": np.int64(3), "yes": np.bool_(True), "text": "a",
+        "long": "a" * 201, "none": None, "list": [1], "array": np.ones(1),
+        "date": np.datetime64(1, "s"),
+    }  # fmt: skip
+    found = dagkit._metrics(values)
+    assert found == {"half": 0.5, "three": 3, "yes": True, "text": "a"}
+    assert [type(x) for x in found.values()] == [float, int, bool, str]
+
+
+def test_failed_and_interrupted_runs_are_recorded(shop: Pipeline) -> None:
+    def stopped(mean: float) -> None:
+        raise KeyboardInterrupt
+
+    def breaks(total: float) -> None:
+        raise ValueError("no")
+
+    made = Pipeline(shop, breaks, store=os.environ["DAGKIT_STORE"])
+    with pytest.raises(ValueError, match="no"):
+        made.run("breaks", prices=[1])
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(shop, stopped, store=made.store).run("stopped", prices=[1])
+    failed, interrupted = kept_runs(made)
+    assert failed["status"] == interrupted["status"] == "failed"
+    assert failed["error"] == failed["steps"]["breaks"]["error"] == "ValueError: no"
+    assert interrupted["error"] == "KeyboardInterrupt"
+    assert interrupted["steps"]["mean"]["status"] == "ran"
+
+
+def test_history_is_a_table_of_what_differs(shop: Pipeline) -> None:
+    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
+    for digits, prices in ((0, [1, 2, 2]), (2, [1, 2, 2])):
+        made.run("mean", prices=prices, digits=digits)
+    rows = made.history()
+    assert [row["metrics.mean"] for row in rows] == [2.0, 1.67]
+    shown = re.sub(r" +", " ", re.sub(r"\d\.?\d*e?-?\d*$", "T", repr(rows), flags=re.MULTILINE))
+    assert shown == " digits mean seconds\n 0 2 T\n 2 1.67 T"
+    page = rows._repr_html_()  # type: ignore[attr-defined]
+    assert page.startswith('<table><tr><td style="text-align:left">digits</td>')
+    frame = pd.DataFrame(rows)
+    assert frame["inputs.digits"].tolist() == [0, 2]
+    assert frame["metrics.mean"].tolist() == [2.0, 1.67]
+    assert list(frame["status"]) == ["ran", "ran"]
+
+
+def test_a_recorded_run_can_be_repeated(folder: Path) -> None:
+    """Inputs that are short JSON come back as they were, paths too; others must be given."""
+
+    def told(path: Path, options: dict[str, Any], pair: Any, frame: pd.DataFrame) -> str:
+        return f"{path.name} {options} {pair} {len(frame)}"
+
+    made = Pipeline(told, store=os.environ["DAGKIT_STORE"])
+    inputs = {"path": folder / "data/raw.csv", "options": {"a": [1, None]}, "pair": (1, 2)}
+    text = made.run(frame=FRAME, **inputs)["told"]
+    again = made.history()[-1].inputs
+    assert again == {"path": folder / "data/raw.csv", "options": {"a": [1, None]}}
+    assert made.run(frame=FRAME, pair=(1, 2), **again)["told"] == text
+    with pytest.raises(MissingInputError, match="'pair'"):
+        made.run(**again)
+    (noted,) = {row["inputs.frame"] for row in made.history()}
+    assert noted == "DataFrame(3 x 2)"
+
+
+def test_secrets_are_never_written_nor_shown(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(token: str, region: str = "eu") -> int:
+        if region == "moon":
+            raise OSError("no such region")
+        return len(token)
+
+    made = Pipeline(Step(fetch, cache=True), secret=("token",), progress=True)
+    run = made.run(token="s3cr3t-a")
+    assert run.inputs["token"] == "s3cr3t-a"  # for who gave it
+    with pytest.raises(OSError, match="region") as caught:
+        made.run(token="s3cr3t-a", region="moon")
+    assert "token=<secret>" in caught.value.__notes__[0]
+    assert reasons(made.plan(token="s3cr3t-b")) == ["fetch stale: input token changed"]
+    plan, page = made.plan(token="s3cr3t-b"), folder / "page.html"
+    run.show().save(page)
+    shown = [
+        str(run),
+        plan.show().html,
+        page.read_text(),
+        json.dumps(run.record),
+        repr(made.history()),
+    ]
+    stored = [x.read_bytes() for x in Path(made.store.path).rglob("*") if x.is_file()]
+    everything = b" ".join(
+        [*stored, *(text.encode() for text in shown), *map(str.encode, capfd.readouterr())]
+    )
+    assert b"s3cr3t" not in everything
+    plain = dagkit._fingerprint("s3cr3t-a")
+    assert made.history()[0].inputs == {"region": "eu"}
+    for line in kept_runs(made):
+        noted = line["inputs"]["token"]
+        assert noted["text"] == "<secret>"
+        assert len(noted["fingerprint"]) == 64
+        assert noted["fingerprint"] != plain  # with a key: nobody can try all passwords
+
+
+def test_lines_of_many_processes_do_not_mix_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
+    code = """
+        import os
+        from dagkit import Pipeline, Step
+        made = Pipeline(Step(lambda n: "x" * 150, name="text"), store=os.environ["DAGKIT_STORE"])
+        for n in range(60):
+            made.run(n=n)
+    """
+    running = [start(code) for _ in range(4)]
+    for process in running:
+        process.communicate()
+        assert process.returncode == 0
+    made = Pipeline(Step(lambda n: n, name="text"), store=os.environ["DAGKIT_STORE"])
+    rows = [x for x in made.store._records()]
+    assert Counter(x["inputs"]["n"]["value"] for x in rows) == dict.fromkeys(range(60), 4)
+    with open(tmp_path / "store" / "runs.jsonl", "ab") as file:
+        file.write(b'{"id": "cut sho')
+    assert len([*made.store._records()]) == 240
+
+
+def test_the_commit_of_the_code_is_recorded(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path / "app"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    write(tmp_path / "app", {"flow.py": "def one(): return 1\n"})
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    code = """
+        import os, flow, dagkit
+        made = dagkit.Pipeline(flow, store=os.environ["DAGKIT_STORE"])
+        made.run()
+        print(made.history()[-1]["commit"], made.history()[-1]["dirty"])
+    """
+    assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "False"]
+    (tmp_path / "app" / "flow.py").write_text("def one(): return 2\n")
+    assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "True"]
 
 
 ########################################################################################
