@@ -266,6 +266,10 @@ def _name_of(function: Any) -> str:
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
+def _from_here(path: str) -> str:
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
+
+
 def _place(function: Any) -> str:
     """Give ``file.py:12``, where a callable is defined, or its module."""
     function = _innermost(function)
@@ -273,9 +277,7 @@ def _place(function: Any) -> str:
     code = code or getattr(getattr(type(function), "__call__", None), "__code__", None)  # noqa: B004
     if code is None:
         return str(getattr(function, "__module__", None) or type(function).__module__)
-    path = str(code.co_filename)
-    here = os.path.join(os.getcwd(), "")
-    return f"{path.removeprefix(here)}:{code.co_firstlineno}"
+    return f"{_from_here(code.co_filename)}:{code.co_firstlineno}"
 
 
 class _Brief(reprlib.Repr):
@@ -2377,6 +2379,8 @@ class _File:
 
     def __init__(self, name: str, path: str) -> None:
         self.name, self.path, self.is_local = name, path, "://" not in path
+        # A worker process may be in another folder.
+        self.where = os.path.abspath(path) if self.is_local else path
         stem, suffix = os.path.splitext(path)
         self.packed = suffix == ".gz"
         self.suffix = os.path.splitext(stem)[1] if self.packed else suffix
@@ -2399,7 +2403,7 @@ class _File:
     @property
     def label(self) -> str:
         """The name under which a store notes the content."""
-        return f"{'file' if self.is_local else 'data'} {self.path}"
+        return f"{'file' if self.is_local else 'data'} {self.where}"
 
     @contextlib.contextmanager
     def opened(self, path: str, mode: Literal["rb", "wb"]) -> Iterator[Any]:
@@ -2426,9 +2430,9 @@ class _File:
     def mark(self) -> str:
         """Fingerprint the content as it is now."""
         if self.is_local:
-            return _named_mark(f"file {self.path}")
+            return _named_mark(self.label)
         try:
-            with self.opened(self.path, "rb") as file:
+            with self.opened(self.where, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             return "missing"
@@ -2436,7 +2440,7 @@ class _File:
     def load(self) -> tuple[Any, str]:
         """Return the value, and the mark of what was read."""
         before = self.mark()
-        with self.opened(self.path, "rb") as file:
+        with self.opened(self.where, "rb") as file:
             value = self.format.load(importlib.import_module(self.format.module), file)
         after = self.mark()
         return value, after if before == after else f"{before} or {after}"
@@ -2444,17 +2448,17 @@ class _File:
     def save(self, value: Any) -> str:
         """Write the file aside and then in its place; return the mark of what was written."""
         if not self.is_local:
-            with self.opened(self.path, "wb") as file:
+            with self.opened(self.where, "wb") as file:
                 self.format.save(importlib.import_module(self.format.module), value, file)
             return self.mark()
-        folder, name = os.path.split(self.path)
-        os.makedirs(folder or ".", exist_ok=True)
+        folder, name = os.path.split(self.where)
+        os.makedirs(folder, exist_ok=True)
         aside = os.path.join(folder, f".{os.urandom(4).hex()}.{name}")
         try:
             with self.opened(aside, "wb") as file:
                 self.format.save(importlib.import_module(self.format.module), value, file)
             mark = _named_mark(f"file {aside}")  # before another process can replace it
-            os.replace(aside, self.path)
+            os.replace(aside, self.where)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
@@ -3716,8 +3720,9 @@ class _Reuse:
         for name, mark in head.named.items():
             try:
                 if (makers[name]() if name in makers else _named_mark(name)) != mark:
-                    gone = name[:5] == "file " and not os.path.lexists(name[5:])
-                    return f"{name} {'is gone' if gone else 'changed'}"
+                    kind, _, what = name.partition(" ")
+                    gone = kind == "file" and not os.path.lexists(what)
+                    return f"{kind} {_from_here(what)} {'is gone' if gone else 'changed'}"
             except Exception:  # a module may raise anything when it is imported, a data set too
                 return f"{name} is gone"
         return head
@@ -4486,7 +4491,7 @@ def _kept(job: _Job, made: _Made) -> _Made:
         return made
     # Of a value in the catalog the entry holds what was written there, to be compared.
     value: Any = [
-        tuple(value.named.items()) if isinstance(value, _InCatalog) else value
+        value.mark if isinstance(value, _InCatalog) else value
         for value in map(made.values.__getitem__, job.step.outputs or (job.step.name,))
     ]
     head = job.head._replace(seconds=made.seconds, named=marks)
