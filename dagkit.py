@@ -358,6 +358,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retry_delay": (_is_amount, "seconds, 0 or more"),
     "retry_backoff": (_is_amount, "a factor, 0 or more"),
     "local": (lambda x: isinstance(x, bool), "True or False"),
+    "poke": (lambda x: x is None or len(x) == 3, "(poke_interval, timeout, soft_fail)"),
 }
 _OPTIONS = ("name", *_CHECKS)  # in one order: a pickled step does not depend on hash seeds
 
@@ -423,6 +424,8 @@ class Step:
         Factor on the delay from each extra try to the next.
     local : bool
         Run in the calling process whatever the executor.
+    poke : tuple of (float, float, bool), optional
+        Of a sensor: seconds between checks, seconds until it gives up, whether that is a skip.
 
     Raises
     ------
@@ -449,8 +452,7 @@ class Step:
     retry_delay: float = 0.0
     retry_backoff: float = 1.0
     local: bool = False
-    # Of a sensor: seconds between checks, seconds until it gives up, whether that is a skip.
-    _poke: tuple[float, float, bool] | None = None
+    poke: tuple[float, float, bool] | None = None
     # Read from the signature: value names by position, (argument, value name) by keyword, the names
     # of both, and value name -> default where no argument insists on the value.
     _takes: tuple[str, ...] = field(init=False, repr=False, compare=False)
@@ -468,7 +470,8 @@ class Step:
             put(self, "name", _name_of(function))
         # One comparison tells the usual step, which has no options, from the others.
         delays = self.retries, self.retry_delay, self.retry_backoff
-        options = (self.outputs, self.args, self.map, self.cache, self.version, *delays, self.local)
+        kind = self.outputs, self.args, self.map, self.cache, self.version, self.local, self.poke
+        options = (*kind, *delays)
         if options != _NO_OPTIONS or not str(self.name).isidentifier() or iskeyword(self.name):
             self._check_options()
         try:
@@ -508,7 +511,7 @@ class Step:
 
     def __reduce__(self) -> Any:
         # The function by its name, and the options: what is read from it is read again.
-        options = {name: getattr(self, name) for name in (*_OPTIONS, "_poke")}
+        options = {name: getattr(self, name) for name in _OPTIONS}
         return functools.partial(Step, **options), (self.function,)
 
     def _error(
@@ -561,7 +564,7 @@ class Step:
         return f"{self.name}({shown}) at {_place(self.function)}"
 
 
-_NO_OPTIONS: tuple[Any, ...] = ((), None, (), False, None, 0, 0.0, 1.0, False)
+_NO_OPTIONS: tuple[Any, ...] = ((), None, (), False, None, False, None, 0, 0.0, 1.0)
 
 
 @overload
@@ -670,11 +673,11 @@ def sensor(
     if not {"cache", "map"}.isdisjoint(options):
         reason = "what it looks at changes by itself"
         raise StepError(f"@sensor has no option 'cache' or 'map': {reason}")
-    return _marked(function, "sensor", options | {"_poke": (poke_interval, timeout, soft_fail)})
+    return _marked(function, "sensor", options | {"poke": (poke_interval, timeout, soft_fail)})
 
 
 def _marked(function: Any, title: str, options: Mapping[str, Any]) -> Any:
-    unknown = sorted(options.keys() - {*_OPTIONS, "_poke"})
+    unknown = sorted(options.keys() - {*_OPTIONS})
     if unknown:
         hint = _hint(unknown, _OPTIONS).replace("names", "options")
         raise StepError(f"@{title} has no option {_listed(map(repr, unknown))}\n{hint}")
@@ -980,7 +983,7 @@ def _make_order(graph: _Graph, targets: Sequence[str], given: frozenset[str]) ->
         needed.update(step.needs)
         parts = step if step.outputs else None
         calls.append((step.name, step.function, step._takes, step._keywords, parts, drops))
-    plain = not any(s._is_async or s.cache or s._over or s._poke is not None for s in steps)
+    plain = not any(s._is_async or s.cache or s._over or s.poke is not None for s in steps)
     return _Order(wanted, bool(targets), given, tuple(steps), defaults, calls[::-1], plain)
 
 
@@ -2586,8 +2589,8 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
             inputs[name] = _InCatalog(_DataSet(name, None))  # each run puts its own there
             continue
         whole = name == step.name and step.outputs
-        if step._over or step._poke is not None or whole:
-            what = "a map" if step._over else "a sensor" if step._poke else "a step with outputs"
+        if step._over or step.poke is not None or whole:
+            what = "a map" if step._over else "a sensor" if step.poke else "a step with outputs"
             raise CatalogError(
                 f"step '{step.name}' cannot be in the catalog: it is {what}\n  {step.definition}\n"
                 + ("  name its outputs instead" if whole else "  let another step take its value"),
@@ -3747,16 +3750,19 @@ class _Reuse:
             return f"code changed: {', '.join(code[:3])}" + ", …" * (len(code) > 3)
         if "version" in changed:
             return "version changed"
-        versions = [name for name in changed if name.startswith(("package ", "catalog "))]
+        packages = [name for name in changed if name.startswith("package ")]
         inputs = [name.removeprefix("input ") for name in changed if name.startswith("input ")]
         for name in inputs:
             if name not in self.makers:
                 was, now = newest.shown.get(name), wanted.shown.get(name)
                 return f"input {name}" + (f" {was} → {now}" if was and now else " changed")
-        for name in versions:
+        for name in packages:
             return f"{name} {old.get(name, 'none')} → {parts.get(name, 'none')}"
         if after or inputs:
             return f"after {after or self.makers[inputs[0]].name}"
+        for name in changed:  # only "catalog NAME" is left
+            was, now = (_from_here(found.get(name, "none")) for found in (old, parts))
+            return f"{name} {was} → {now}"
         return "unreadable entry"
 
 
@@ -4471,7 +4477,7 @@ def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
 
 def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made where the catalog says, and in the store; values become loads."""
-    if job.step._poke is not None and not made.values[job.step.name]:
+    if job.step.poke is not None and not made.values[job.step.name]:
         return made  # a sensor that has seen nothing has no value yet
     marks: dict[str, str] = {}
     if job.catalog:
@@ -4964,7 +4970,7 @@ class _Loop:
         """Return what a call in flight has made, or raise what it has raised."""
         job, future, client = task.job, self.flight.pop(task), self.pool.client
         try:
-            stays = client is not None and job.sent and not job.head and not job.step._poke
+            stays = client is not None and job.sent and not job.head and not job.step.poke
             if not stays or future.exception() is not None:
                 return future.result()
             used = [name for name in job.step.values if self.uses[name]]
@@ -5042,8 +5048,8 @@ class _Loop:
                 return
             if type(result) is not _Made:  # of the plain loop, or of the event loop
                 result = _Made(_named_values(step, result), _clock() - task.began)
-            if step._poke is not None and not result.values[step.name]:
-                self.poke_again(task, *step._poke)
+            if step.poke is not None and not result.values[step.name]:
+                self.poke_again(task, *step.poke)
                 return
             if not result.tried:
                 result = _kept(task.job, result)
@@ -5336,7 +5342,7 @@ class Pipeline(_Shown):
         self._listeners = [on_event] if callable(on_event) else [*on_event]
         self._catalog = dict(catalog or {})
         self._keeps = store is not None or "DAGKIT_STORE" in os.environ
-        self._secret = frozenset([secret] if isinstance(secret, str) else secret)
+        self.secret = frozenset([secret] if isinstance(secret, str) else secret)
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
@@ -5463,7 +5469,7 @@ class Pipeline(_Shown):
           twice   x   ○ new   not cached
         """
         order, values, used, places = self._prepare(targets, inputs)
-        reuse = _Reuse(self._store, self._codes, order, places, self._secret)
+        reuse = _Reuse(self._store, self._codes, order, places, self.secret)
         states = _make_plan(reuse, values)
         return Plan(self._shows(order, used)._replace(states=states))
 
@@ -5515,7 +5521,7 @@ class Pipeline(_Shown):
             listeners.append(live)
         elif (self._progress is True and sys.stderr) or (self._progress and _on_terminal()):
             listeners.append(_Progress(scene.title, order.steps, sys.stderr))
-        reuse = _Reuse(self._store, self._codes, order, places, self._secret)
+        reuse = _Reuse(self._store, self._codes, order, places, self.secret)
         reuse.distrusted |= distrusted
         keep_going, prints = self._on_error == "continue", dict[str, Any]()
         for name, value in used.items() if self._is_recorded() else ():
@@ -5525,7 +5531,7 @@ class Pipeline(_Shown):
                 names: list[tuple[str, str]] = []
                 prints[name] = _print_of(value, names), names
         marks = {name: mark for name, (mark, _) in prints.items()}
-        for name in self._secret & marks.keys() if self._store._ready(make=True) else ():
+        for name in self.secret & marks.keys() if self._store._ready(make=True) else ():
             # With a key, or whoever reads it could try all passwords.
             secret = self._store._secret + marks[name].encode()
             marks[name] = hashlib.sha256(secret).hexdigest()
@@ -5638,7 +5644,7 @@ class Pipeline(_Shown):
     def _shows(self, order: _Order, used: Mapping[str, Any]) -> _Scene:
         """Begin the scene of a plan or a run; its states come later."""
         targets = frozenset(order.targets) if order.named else frozenset[str]()
-        shown = _hidden(used, self._secret) if self._secret else used
+        shown = _hidden(used, self.secret) if self.secret else used
         return _Scene(self._title, self._built, None, targets, order.given, shown)
 
     def _scene(self) -> _Scene:

@@ -5611,6 +5611,32 @@ def test_every_example_is_tested() -> None:
     assert scripts == {*EXAMPLES, "benchmark.py"}
 
 
+def test_the_flights_are_real_work_with_a_catalog_and_a_table_of_runs(tmp_path: Path) -> None:
+    shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
+    outs = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "flights/pipeline.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert "known_flights   flights, planes                  ■ ran" in outs[0]
+    assert "known_flights   flights, planes                  ✓ cached" in outs[0]  # the second run
+    assert "input depth 1 → 4" in outs[0]
+    rows = [line.split() for line in outs[1].splitlines()[-5:]]
+    assert rows[0] == ["depth", "r2", "minutes_off", "started", "seconds"]
+    assert [row[:3] for row in rows[1:]] == [
+        ["1", "0.7737", "13.34"],
+        ["4", "0.7727", "13.44"],
+    ] * 2
+    made = sorted(x.relative_to(tmp_path / "flights/out") for x in tmp_path.rglob("out/*/*.*"))
+    assert Path("depth-4/model.pkl") in made
+
+
 def test_the_iris_pipeline_has_at_most_twenty_lines() -> None:
     code = (HERE / "examples" / "iris.py").read_text()
     assert len(lines(code[code.index("@step") :])) <= 20
@@ -5978,3 +6004,111 @@ if __name__ == "__main__":
     assert any(sent)
     assert (statuses, report) == (dict.fromkeys(SHOP_STEPS, "cached"), {"area": 216})
     assert made_once_each(tmp_path)
+
+
+# The same real pipeline on all of them
+
+
+@pytest.fixture
+def flights(tmp_path: Path) -> str:
+    """Give the head of a script that imports the example's pipeline, from a copy of its folder."""
+    shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
+    return "import json, sys\nsys.path.insert(0, 'flights')\nfrom pipeline import pipeline\n"
+
+
+REPORT = "13.3 minutes off on average; latest: Envoy Air\n"
+
+
+@pytest.mark.bridges
+def test_the_flights_run_unchanged_on_luigi(bridge: Any, flights: str, tmp_path: Path) -> None:
+    report, files = bridge(
+        flights
+        + """
+import luigi, pathlib
+from luigi_tasks import tasks
+made = tasks(pipeline, "flights", "report", depth=1)
+assert luigi.build(made.values(), local_scheduler=True)
+files = sorted(str(path) for path in pathlib.Path("flights/out").glob("*.*"))
+print(json.dumps([made["report"].output().load(), files]))
+"""
+    )
+    assert report == (tmp_path / "flights/out/depth-1/report.txt").read_text() == REPORT
+    assert files == ["flights/out/by_airline.csv", "flights/out/known_flights.parquet"]
+
+
+@pytest.mark.bridges
+@pytest.mark.parametrize(
+    ("runner", "catalog"),
+    [("SequentialRunner", "DataCatalog"), ("ParallelRunner", "SharedMemoryDataCatalog")],
+)
+def test_the_flights_run_unchanged_on_kedro(
+    bridge: Any, flights: str, runner: str, catalog: str
+) -> None:
+    report = bridge(
+        flights
+        + f"""
+from kedro.io import {catalog}
+from kedro.runner import {runner}
+from kedro_pipeline import datasets, nodes
+held, runner = {catalog}(datasets(pipeline, depth=1)), {runner}()
+found = runner.run(nodes(pipeline).to_outputs("report"), held)
+print(json.dumps(found["report"].load()))
+"""
+    )
+    assert report == REPORT
+
+
+@pytest.mark.airflow
+def test_the_flights_run_unchanged_on_airflow(bridge: Any, flights: str, tmp_path: Path) -> None:
+    state = bridge(
+        flights
+        + """
+from airflow.sdk import DAG
+from airflow_dag import tasks
+
+with DAG("flights") as dag:
+    tasks(pipeline, "report", depth=1)
+
+if __name__ == "__main__":
+    from airflow.utils.db import initdb
+
+    initdb()
+    print(json.dumps(str(dag.test().state)))
+"""
+    )
+    assert state == "success"
+    assert (tmp_path / "flights/out/depth-1/report.txt").read_text() == REPORT
+
+
+@pytest.mark.bridges
+def test_every_dataset_of_kedro_is_an_entry_of_a_catalog(bridge: Any) -> None:
+    """Their CSV, Parquet, JSON and Pickle; a file edited behind their back is noticed."""
+    statuses, reason, values = bridge("""
+        import json, pathlib
+        import pandas as pd
+        from kedro_datasets.json import JSONDataset
+        from kedro_datasets.pandas import CSVDataset, ParquetDataset
+        from kedro_datasets.pickle import PickleDataset
+        from dagkit import Pipeline
+
+        def clean(raw): return raw.dropna()
+        def model(clean): return {"mean": float(clean["size"].mean())}
+        def report(model): return [model["mean"]]
+
+        pathlib.Path("raw.csv").write_text("size\\n1\\n\\n3\\n")
+        made = Pipeline(clean, model, report, store="store", catalog={
+            "raw": CSVDataset(filepath="raw.csv"),
+            "clean": ParquetDataset(filepath="clean.parquet"),
+            "model": PickleDataset(filepath="model.pkl"),
+            "report": JSONDataset(filepath="report.json"),
+        })
+        statuses = [[s.status for s in made.run().steps.values()] for _ in range(2)]
+        pathlib.Path("report.json").write_text("[7]")
+        reason = made.plan()["report"].reason
+        value = made.run()["report"]
+        pathlib.Path("raw.csv").write_text("size\\n5\\n")
+        print(json.dumps([statuses, reason, [value, made.run()["report"]]]))
+    """)
+    assert statuses == [["ran"] * 3, ["cached"] * 3]
+    assert reason == "data report changed"
+    assert values == [[2.0], [5.0]]

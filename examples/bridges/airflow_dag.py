@@ -22,9 +22,9 @@ def tasks(pipeline: Pipeline, *targets: str, **inputs: Any) -> dict[str, Any]:
     def make(name: str, run_id: Any = None, params: Any = None) -> str:
         given = {**inputs, **{n: params[n] for n in pipeline.inputs if n in params}}
         kept = [s if s.cache else replace(s, cache=True, version=run_id) for s in steps.values()]
-        once = [replace(s, retries=0, _poke=s._poke and (0, 0, True)) for s in kept]
-        done = Pipeline(once, store=pipeline.store).run(name, **given).steps[name]
-        if done.status == "skipped" and not steps[name]._poke:
+        once = [replace(s, retries=0, poke=s.poke and (0, 0, True)) for s in kept]
+        done = pipeline.replace(once).run(name, **given).steps[name]
+        if done.status == "skipped" and not steps[name].poke:
             raise AirflowSkipException(done.reason)
         return done.fingerprint  # a sensor that saw nothing has none, and is called again
 
@@ -32,7 +32,7 @@ def tasks(pipeline: Pipeline, *targets: str, **inputs: Any) -> dict[str, Any]:
     for name, step in [pair for pair in steps.items() if pair[0] in needed]:
         how = {"task_id": name, "retries": step.retries, "retry_delay": step.retry_delay}
         how |= {"retry_exponential_backoff": step.retry_backoff, "trigger_rule": "none_failed"}
-        if wait := step._poke and ("all_success", *step._poke, "reschedule"):
+        if wait := step.poke and ("all_success", *step.poke, "reschedule"):
             how |= zip(("trigger_rule", "poke_interval", "timeout", "soft_fail", "mode"), wait)
         made[name] = (task.sensor if wait else task)(**how)(make)(name)
     for need, name in graph.edges:

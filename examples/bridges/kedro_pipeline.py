@@ -1,7 +1,6 @@
 """Kedro: any pipeline as a Kedro pipeline, one node a step, for any of Kedro's runners.
 
-Names of values are names of datasets, so Kedro's catalog can load and save them; an input with a
-default is a parameter, as ``params:seed``. A node runs its step with its cache, map and retries.
+Names of values are names of datasets; an input with a default is a parameter: ``params:seed``.
 """
 
 import sys
@@ -31,8 +30,9 @@ def dataset(pipeline: Pipeline, name: str) -> str:
 
 
 def datasets(pipeline: Pipeline, **inputs: Any) -> dict[str, MemoryDataset]:
-    given = {n: v for n, v in {**pipeline.inputs, **inputs}.items() if v is not Parameter.empty}
-    return {dataset(pipeline, name): MemoryDataset(value) for name, value in given.items()}
+    read = {n: pipeline.run(n)[n] for n in pipeline.inputs if n in pipeline.catalog}
+    given = {**pipeline.inputs, **read, **inputs}.items()
+    return {dataset(pipeline, n): MemoryDataset(v) for n, v in given if v is not Parameter.empty}
 
 
 def nodes(pipeline: Pipeline) -> kedro.pipeline.Pipeline:

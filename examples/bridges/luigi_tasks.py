@@ -29,7 +29,7 @@ def tasks(pipeline: Pipeline, namespace: str, /, *targets: str, **inputs: Any) -
     """Map the name of each step that the targets need to its task, in topological order."""
     call, graph, made = uuid4().hex, pipeline.graph, dict[str, Any]()
     once = [s if s.cache else replace(s, cache=True, version=call) for s in pipeline.steps.values()]
-    kept = Pipeline([replace(s, retries=0) for s in once], store=pipeline.store)
+    kept = pipeline.replace([replace(s, retries=0) for s in once])
     for name in kept.plan(*targets, **inputs):
         makers = {step.name for n in graph.predecessors(name) if (step := graph.nodes[n]["step"])}
         body = {

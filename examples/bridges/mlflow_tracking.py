@@ -28,10 +28,10 @@ def numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def track(pipeline: Pipeline, *targets: str, **inputs: Any) -> Run:
-    watched, known = Pipeline(pipeline, store=pipeline.store, on_event=listen), pipeline.inputs
+    watched, known = pipeline.replace(on_event=listen), {**pipeline.inputs, **inputs}
     with mlflow.start_run():
-        scalars = {n: v for n, v in {**known, **inputs}.items() if isinstance(v, str | int | float)}
-        mlflow.log_params(scalars)
+        shown = {n: v for n, v in known.items() if n not in pipeline.secret}
+        mlflow.log_params({n: v for n, v in shown.items() if isinstance(v, str | int | float)})
         run = watched.run(*targets, **inputs)
         mlflow.log_metrics(dict(pair for name in run for pair in numbers(name, run[name])))
         mlflow.log_dict(run.record, "record.json")
