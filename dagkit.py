@@ -2391,24 +2391,29 @@ class _Scene(NamedTuple):
     def state(self, name: str) -> _StepState | None:
         return (self.states or {}).get(name)
 
+    @property
+    def known(self) -> Collection[_StepState]:
+        return (self.states or {}).values()
+
     def tally(self) -> dict[str, int]:
         """Count the statuses that occur, in the order of the looks."""
-        counts = Counter(state.status for state in (self.states or {}).values())
+        counts = Counter(state.status for state in self.known)
         return {status: counts[status] for status in _LOOKS if counts[status]}
 
     def counts(self) -> str:
         """Say them: ``2 fresh, 1 new``."""
         return ", ".join(f"{number} {status}" for status, number in self.tally().items())
 
-    def heading(self) -> list[str]:
+    def heading(self, *, counts: bool = True) -> list[str]:
         """Count, in words: steps and inputs; statuses; the time, and what the cache saved."""
         if self.fault:
             return []
         steps = self.steps()
         inputs = self.graph.inputs.keys() & {need for step in steps for need in step.needs}
-        told = [f"{_counted(len(steps), 'step')}, {_counted(len(inputs), 'input')}", self.counts()]
+        told = [f"{_counted(len(steps), 'step')}, {_counted(len(inputs), 'input')}"]
+        told += [self.counts()] * counts
         if self.seconds is not None:
-            saved = sum(state.saved for state in (self.states or {}).values())
+            saved = sum(state.saved for state in self.known)
             told += [_duration(self.seconds), f"saved {_duration(saved)}" if saved else ""]
         return [*filter(None, told)]
 
@@ -2459,10 +2464,9 @@ def _cells(text: str) -> int:
     """Count the columns that a text takes in a monospaced font."""
     if text.isascii():
         return len(text)
-    import unicodedata
+    from unicodedata import combining, east_asian_width
 
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+    return sum(1 + (east_asian_width(c) in "WF") - (combining(c) > 0) for c in text)
 
 
 def _cut(text: str, cells: int, *, ends: bool = False) -> str:
@@ -2606,31 +2610,25 @@ def _sift(row: list[int], up: _Rows, down: _Rows, place: list[float], wish: list
 def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
     """Return the rows, each in an order such that few edges cross."""
     place = [float(node) for node in range(len(up))]
-    free = [0.0] * len(up)
-    best, fewest, stale = rows, -1, 0
+    best, fewest = rows, math.inf
     for sweep in range(14):
         near, far, way = (down, up, rows[::-1]) if sweep % 2 else (up, down, rows)
         for row in way:
             means = {node: _mean(place, near[node] or far[node] or [node]) for node in row}
             row.sort(key=means.__getitem__)
             _note(row, place)
-        for _ in range(2 if _count_crossings(rows, up, place) else 0):
-            for row in rows:
-                _sift(row, up, down, place, free)
+        for row in rows * (2 if _count_crossings(rows, up, place) else 0):
+            _sift(row, up, down, place, [0.0] * len(up))
         count = _count_crossings(rows, up, place)
-        stale += 1
-        if count < fewest or fewest < 0:
-            best, fewest, stale = [list(row) for row in rows], count, 0
-        if stale == 5 or not fewest:
+        if count < fewest:
+            best, fewest = [list(row) for row in rows], count
+        if not count:
             break
     # What crossings do not settle, sifting has stirred: now it goes to its neighbours, and
     # siblings go back into the order of their numbers, that is of their declaration.
     for row in best:
         _note(row, place)
-    around = [
-        [*above, *below] or [node] for node, (above, below) in enumerate(zip(up, down, strict=True))
-    ]
-    wishes = [_mean(place, nodes) + 1e-9 * node for node, nodes in enumerate(around)]
+    wishes = [_mean(place, up[n] + down[n] or [n]) + 1e-9 * n for n in range(len(up))]
     for row in best:
         _sift(row, up, down, place, wishes)
     return best
@@ -2883,9 +2881,7 @@ def _svg_glyph(status: str, x: float, y: float) -> str:
 
 def _svg_heading(scene: _Scene, *, heading: bool) -> tuple[list[str], float]:
     """Write the head line, or only its legend: the statuses that occur, with their looks."""
-    size, *times = [text for text in scene.heading() if text != scene.counts()] or [
-        scene.fault.split("\n")[0]
-    ]
+    size, *times = scene.heading(counts=False) or scene.fault.splitlines()[:1]
     pieces = [("", scene.title, _BOLD, 7.3), ("", f"· {size}", _TEXT, 16.0)] if heading else []
     for status, number in scene.tally().items():
         paint = _TEXT | {"class_": f"{status}-f", "fill": _LOOKS[status].light}
@@ -2939,29 +2935,27 @@ def _svg_box(scene: _Scene, box: _Box, x: float, y: float, longest: float) -> st
     name, look = (state.status, _LOOKS[state.status]) if state else ("n", _PLAIN)
     line: _Paint = {"stroke": look.light, "stroke_width": look.width}
     line["stroke_dasharray"] = look.dashes or None
-    parts = []
+    tint: _Paint = {"class_": f"{name} {name}-f", "fill": look.light, "fill_opacity": ".07"}
+    drawn, base = "", y + (17 if h > 30 else 19)
     for shift in (6, 3) if step._over else ():  # a stack, for the elements of a mapped step
         edge = f"M{x + shift + 6:g} {y + h + shift:g}h{w - 12:g}q6 0 6-6v{12 - h:g}"
-        parts.append(_element("path", class_=name, d=edge, fill="none", **line))
+        drawn += _element("path", class_=name, d=edge, fill="none", **line)
     if not scene.targets.isdisjoint(step.values):
-        parts.append(outline(-3.5, 9, class_=name, fill="none", stroke=look.light))
-    parts.append(outline(0, 6, **_PAPER))
-    tint: _Paint = {"class_": f"{name} {name}-f", "fill": look.light, "fill_opacity": ".07"}
-    parts.append(outline(0, 6, **tint, **line))
-    base = y + (17 if h > 30 else 19)
-    parts.append(_svg_text(x + (28 if state else 10), base, box.label, _BOLD))
+        drawn += outline(-3.5, 9, class_=name, fill="none", stroke=look.light)
+    drawn += outline(0, 6, **_PAPER) + outline(0, 6, **tint, **line)
+    drawn += _svg_text(x + (28 if state else 10), base, box.label, _BOLD)
     if state:
-        parts.append(_svg_glyph(name, x + 10, base - 10))
+        drawn += _svg_glyph(name, x + 10, base - 10)
     if state and state.elements is not None:
         count = f"×{state.elements}"
-        parts.append(_svg_text(x + w - 8, base, count, _SMALL | {"text_anchor": "end"}))
+        drawn += _svg_text(x + w - 8, base, count, _SMALL | {"text_anchor": "end"})
     if box.note:
-        parts.append(_svg_text(x + 10, y + 32, box.note, _SMALL))
+        drawn += _svg_text(x + 10, y + 32, box.note, _SMALL)
     if state and state.seconds and longest and state.status in ("ran", "failed"):
         share = f"{(w - 12) * state.seconds / longest:.1f}"
-        size: _Paint = {"x": x + 6, "y": y + h - 4, "width": share, "height": 2.5}
-        parts.append(_element("rect", class_=f"{name}-f", **size, fill=look.light))
-    return _element("g", "".join(parts), opacity=None if state or scene.states is None else ".45")
+        bar: _Paint = {"x": x + 6, "y": y + h - 4, "width": share, "height": 2.5}
+        drawn += _element("rect", class_=f"{name}-f", **bar, fill=look.light)
+    return _element("g", drawn, opacity=None if state or scene.states is None else ".45")
 
 
 def _svg(scene: _Scene, *, heading: bool = True, links: bool = False) -> str:
@@ -2972,7 +2966,7 @@ def _svg(scene: _Scene, *, heading: bool = True, links: bool = False) -> str:
     head, head_width = _svg_heading(scene, heading=heading)
     width, top = round(max(layout.width, head_width)), 30 if head else 0
     height = round(layout.height + top)
-    longest = max((state.seconds for state in (scene.states or {}).values()), default=0.0)
+    longest = max((state.seconds for state in scene.known), default=0.0)
     dark = "".join(
         f".{status}{{stroke:{_LOOKS[status].dark}}}.{status}-f{{fill:{_LOOKS[status].dark}}}"
         for status in scene.tally()
@@ -2997,18 +2991,15 @@ def _mermaid(scene: _Scene) -> str:
     boxes, edges = _boxes(scene)
     ids = {name: f"n{number}" for number, name in enumerate(boxes)}
     lines = ["flowchart TD"]
-
-    def quoted(text: str) -> str:
-        text = _printable(text)
-        return re.sub(r"[^\w\s.,:()×→…-]", lambda found: f"#{ord(found[0])};", text)
-
     for name, box in boxes.items():
-        label = "<br/>".join(map(quoted, filter(None, (box.label, box.note))))
-        shape = '(["', '"])'
-        if box.step:
-            shape = ('[["', '"]]') if box.step._over else ('["', '"]')
-        state = scene.state(name)
-        lines.append(f"  {ids[name]}{label.join(shape)}" + (f":::{state.status}" if state else ""))
+        texts = [_printable(text) for text in (box.label, box.note) if text]
+        label = "<br/>".join(
+            re.sub(r"[^\w\s.,:()×→…-]", lambda sign: f"#{ord(sign[0])};", text) for text in texts
+        )
+        shape = "[[]]" if box.step and box.step._over else "[]" if box.step else "([])"
+        half, state = len(shape) // 2, scene.state(name)
+        line = f'  {ids[name]}{shape[:half]}"{label}"{shape[half:]}'
+        lines.append(line + (f":::{state.status}" if state else ""))
     lines += [f"  {ids[one]} --> {ids[other]}" for one, other in edges]
     for status in scene.tally():
         look = _LOOKS[status]
@@ -3043,7 +3034,7 @@ def _alt(scene: _Scene) -> str:
     names = [step.name for step in scene.steps()]
     told = f"Pipeline {scene.title}: {' → '.join(names[:8])}{' → …' * (len(names) > 8)}"
     for status in ("failed", "stale", "new"):
-        those = [s.name for s in (scene.states or {}).values() if s.status == status]
+        those = [state.name for state in scene.known if state.status == status]
         told += f"; {len(those)} {status}: {', '.join(those[:8])}" * bool(those)
     return told
 
@@ -3059,37 +3050,36 @@ def _html(scene: _Scene) -> str:
         width = int(re.findall(r'width="(\d+)"', svg)[0])
         shrunk = min(width, max(_PAGE_WIDTH, round(_SMALLEST * width)))
         data = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-        parts.append(
-            f'<div style="overflow-x:auto"><img alt="{_escaped(_alt(scene))}" width="{shrunk}" '
-            f'style="max-width:none" src="{data}"></div>'
-        )
-    if fault:
+        image = _element("img", alt=_alt(scene), width=shrunk, style="max-width:none", src=data)
+        parts.append(_element("div", image, style="overflow-x:auto"))
+    else:
         parts.append(_element("pre", _escaped(fault)))
     if rows := _rows(scene):
-        summary = f"<details{' open' * (not svg)}><summary>{_counted(len(rows), 'step')}</summary>"
-        parts.append(f"{summary}{_html_table(rows)}</details>")
+        table = _element("summary", _counted(len(rows), "step")) + _html_table(rows)
+        parts.append(_element("details", table, open=None if svg else True))
     return _element("div", "".join(parts), class_="dagkit")
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\
-<meta http-equiv="Content-Security-Policy" \
-content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">\
-<meta name="viewport" content="width=device-width">\
-<meta name="color-scheme" content="light dark"><style>{style}</style></head>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width"><style>{style}</style></head>
 <body>{body}</body></html>
 """
-_PAGE_STYLE = (
-    "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1100px;"
-    "background:#fff;color:#1b1f24}pre,code,summary{font-family:ui-monospace,monospace}"
-    "pre{overflow-x:auto;background:#f4f5f7;padding:.6em}dt{float:left;clear:left;width:7em;"
-    "color:#5c636e}dd{margin-left:8em;white-space:pre-wrap}.picture{overflow-x:auto}"
-    "details{border-top:1px solid #8a919c;padding:.4em 0}td{padding-right:2em}"
-    ":target{outline:2px solid #0936cf;outline-offset:4px}a{color:#0936cf}"
-    "@media (prefers-color-scheme:dark){body{background:#1b1e23;color:#e8eaed}"
-    "pre{background:#262a31}dt{color:#a9b0ba}a{color:#658cf2}:target{outline-color:#658cf2}}"
-    "@media print{details::details-content{content-visibility:visible;height:auto}}"
-)
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_STYLE = """
+:root{--paper:#fff;--ink:#1b1f24;--grey:#5c636e;--code:#f4f5f7;--link:#0936cf}
+@media (prefers-color-scheme:dark){:root{
+--paper:#1b1e23;--ink:#e8eaed;--grey:#a9b0ba;--code:#262a31;--link:#658cf2}}
+:root{color-scheme:light dark}
+body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1100px}
+body{background:var(--paper);color:var(--ink)} a{color:var(--link)} td{padding-right:2em}
+pre,code,summary{font-family:ui-monospace,monospace} .picture,pre{overflow-x:auto}
+pre{background:var(--code);padding:.6em} details{border-top:1px solid #8a919c;padding:.4em 0}
+dt{float:left;clear:left;width:7em;color:var(--grey)} dd{margin-left:8em;white-space:pre-wrap}
+:target{outline:2px solid var(--link);outline-offset:4px}
+@media print{details::details-content{content-visibility:visible;height:auto}}
+"""
 
 
 def _page_step(scene: _Scene, step: Step, room: int) -> str:
@@ -3102,21 +3092,22 @@ def _page_step(scene: _Scene, step: Step, room: int) -> str:
     used = [s.name for s in graph.steps.values() if not set(step.values).isdisjoint(s.needs)]
     facts = {"defined": _escaped(step.definition), "needs": linked(step.needs)}
     facts |= {"makes": _escaped(", ".join(step.values)), "used by": linked(used)}
-    title, blocks = _escaped(step.name), [inspect.getdoc(inner) or ""]
+    title, texts = _escaped(step.name), [inspect.getdoc(inner) or ""]
     if state:
         title = f"{_LOOKS[state.status].glyph} {title} · {state.status} · {_escaped(_told(state))}"
-        facts |= {"tries": str(state.attempts) * (state.attempts > 1)}
-        facts |= {"fingerprint": state.fingerprint}
-        facts |= {"entry": f"{state.size:,} bytes" if state.size is not None else ""}
+        facts["tries"] = str(state.attempts) if state.attempts > 1 else ""
+        facts["fingerprint"] = state.fingerprint
+        facts["entry"] = f"{state.size:,} bytes" if state.size is not None else ""
         if isinstance(state.error, BaseException):
             import traceback
 
-            blocks.append("".join(traceback.format_exception(state.error))[-room:])
+            texts.append("".join(traceback.format_exception(state.error))[-room:])
     with contextlib.suppress(OSError, TypeError):  # defined where there is no file, or a builtin
-        blocks.append(inspect.cleandoc(inspect.getsource(inner)))
+        texts.append(inspect.cleandoc(inspect.getsource(inner)))
     told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
-    cut = [text if len(text) <= room else text[:room] + "…" for text in blocks if text]
-    inside = _element("dl", told) + "".join(_element("pre", _escaped(text)) for text in cut)
+    inside = _element("dl", told)
+    for text in filter(None, texts):
+        inside += _element("pre", _escaped(text if len(text) <= room else text[:room] + "…"))
     body = _element("summary", title) + _element("div", inside, id=step.name)
     return _element("details", body, open=True if state and state.status == "failed" else None)
 
@@ -3137,17 +3128,14 @@ def _page(scene: _Scene) -> str:
         cells = _element("td", _escaped(name)) + _element("td", _element("code", text))
         rows += _element("tr", cells, id=name)
     shown.append(f"<h2>Inputs</h2><table>{rows}</table>" if rows else "")
-    return _PAGE.format(title=title, style=_PAGE_STYLE, body="\n".join(filter(None, shown)))
+    body = "\n".join(filter(None, shown))
+    return _PAGE.format(title=title, policy=_POLICY, style=_STYLE, body=body)
 
 
 class _Picture:
     """What ``show()`` returns: one scene as picture, page, Mermaid or text; made when asked for.
 
-    Attributes
-    ----------
-    svg, html, mermaid, text : str
-        The picture alone, with a head line (raises what the drawing raises); the fragment that a
-        notebook shows; a diagram for Markdown; the table in full width.
+    Only ``svg`` and ``mermaid`` raise what the drawing raises; ``html`` says it instead.
     """
 
     svg = property(lambda self: _svg(self._scene))
@@ -3203,11 +3191,7 @@ class _Shown:
         raise NotImplementedError  # each of the three has its own
 
     def show(
-        self,
-        *,
-        format: Literal["html", "svg"] = "html",
-        around: str | None = None,
-        hops: int = 2,
+        self, *, format: Literal["html", "svg"] = "html", around: str | None = None, hops: int = 2
     ) -> _Picture:
         """Return the picture and the table, to display or to keep.
 
