@@ -2388,16 +2388,13 @@ class _Scene(NamedTuple):
             return _sort(self.graph, tuple(self.graph.steps), set())[0]
         return [self.graph.steps[name] for name in self.states]
 
-    def state(self, name: str) -> _StepState | None:
-        return (self.states or {}).get(name)
-
     @property
-    def known(self) -> Collection[_StepState]:
-        return (self.states or {}).values()
+    def known(self) -> Mapping[str, _StepState]:
+        return self.states or {}
 
     def tally(self) -> dict[str, int]:
         """Count the statuses that occur, in the order of the looks."""
-        counts = Counter(state.status for state in self.known)
+        counts = Counter(state.status for state in self.known.values())
         return {status: counts[status] for status in _LOOKS if counts[status]}
 
     def counts(self) -> str:
@@ -2413,7 +2410,7 @@ class _Scene(NamedTuple):
         told = [f"{_counted(len(steps), 'step')}, {_counted(len(inputs), 'input')}"]
         told += [self.counts()] * counts
         if self.seconds is not None:
-            saved = sum(state.saved for state in self.known)
+            saved = sum(state.saved for state in self.known.values())
             told += [_duration(self.seconds), f"saved {_duration(saved)}" if saved else ""]
         return [*filter(None, told)]
 
@@ -2484,7 +2481,7 @@ def _rows(scene: _Scene) -> list[list[str]]:
     rows = []
     for step in scene.steps():
         row = [step.name, ", ".join(step.needs)]
-        if state := scene.state(step.name):
+        if state := scene.known.get(step.name):
             where = f"   ({_place(step.function)})" if state.status == "failed" else ""
             row += [f"{_LOOKS[state.status].glyph} {state.status}", _told(state) + where]
         rows.append([_printable(text) for text in row])
@@ -2548,23 +2545,6 @@ class _Layout(NamedTuple):
     height: float
 
 
-def _find_ranks(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Return node -> rank, such that the edges together span as few ranks as possible."""
-    import networkx as nx
-
-    network: nx.DiGraph[str] = nx.DiGraph()
-    network.add_nodes_from(["", *nodes])
-    network.add_edges_from(edges, weight=-1)
-    for node, degree in network.in_degree():
-        network.nodes[node]["demand"] = degree - network.out_degree(node)
-    network.add_edges_from((("", node) for node in nodes), weight=0)  # "" stands above them all
-    flow = nx.network_simplex(network)[1]
-    # The ranks are the dual of this flow: an edge in which something flows spans just one.
-    network.add_edges_from(((b, a) for a, b in edges if flow[a][b]), weight=1)
-    paths = nx.single_source_bellman_ford_path_length(network, "")
-    return {node: -int(paths[node]) for node in nodes}
-
-
 def _note(row: list[int], place: list[float]) -> None:
     for index, node in enumerate(row):
         place[node] = (index + 0.5) / len(row)
@@ -2610,7 +2590,7 @@ def _sift(row: list[int], up: _Rows, down: _Rows, place: list[float], wish: list
 def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
     """Return the rows, each in an order such that few edges cross."""
     place = [float(node) for node in range(len(up))]
-    best, fewest = rows, math.inf
+    best, fewest, gained = rows, math.inf, 0
     for sweep in range(14):
         near, far, way = (down, up, rows[::-1]) if sweep % 2 else (up, down, rows)
         for row in way:
@@ -2621,8 +2601,8 @@ def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
             _sift(row, up, down, place, [0.0] * len(up))
         count = _count_crossings(rows, up, place)
         if count < fewest:
-            best, fewest = [list(row) for row in rows], count
-        if not count:
+            best, fewest, gained = [list(row) for row in rows], count, sweep
+        if not count or sweep == gained + 5:
             break
     # What crossings do not settle, sifting has stirred: now it goes to its neighbours, and
     # siblings go back into the order of their numbers, that is of their declaration.
@@ -2637,11 +2617,24 @@ def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
 def _ranked(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> _Ranks:
     """Rank the nodes of a DAG and order each rank: the half of a layout that needs no sizes.
 
-    An edge has a bend in each rank that it passes; all edges of one producer share it. The passes
-    are those of Gansner, Koutsofios, North and Vo, "A technique for drawing directed graphs"
-    (1993), except that nodes are sifted where they swap neighbours.
+    The edges together span as few ranks as possible. An edge has a bend in each rank that it
+    passes; all edges of one producer share it. The passes are those of Gansner, Koutsofios, North
+    and Vo, "A technique for drawing directed graphs" (1993), except that nodes are sifted where
+    they swap neighbours.
     """
-    rank = _find_ranks(nodes, edges)
+    import networkx as nx
+
+    network: nx.DiGraph[str] = nx.DiGraph()
+    network.add_nodes_from(["", *nodes])
+    network.add_edges_from(edges, weight=-1)
+    for node, degree in network.in_degree():
+        network.nodes[node]["demand"] = degree - network.out_degree(node)
+    network.add_edges_from((("", node) for node in nodes), weight=0)  # "" stands above them all
+    flow = nx.network_simplex(network)[1]
+    # The ranks are the dual of this flow: an edge in which something flows spans just one.
+    network.add_edges_from(((b, a) for a, b in edges if flow[a][b]), weight=1)
+    paths = nx.single_source_bellman_ford_path_length(network, "")
+    rank = {node: -int(paths[node]) for node in nodes}
     # A box or bend is at first a pair: whose it is, and in which rank.
     number = {(node, rank[node]): index for index, node in enumerate(nodes)}
     trails = {}
@@ -2649,12 +2642,10 @@ def _ranked(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> _Ranks:
         pairs = [*((a, at) for at in range(rank[a], rank[b])), (b, rank[b])]
         trails[a, b] = [number.setdefault(pair, len(number)) for pair in pairs]
     rows: _Rows = [[] for _ in range(max(rank.values(), default=-1) + 1)]
+    up, down = [list[int]() for _ in number], [list[int]() for _ in number]
     for (_, at), index in number.items():
         rows[at].append(index)
-    up: _Rows = [[] for _ in number]
-    down: _Rows = [[] for _ in number]
-    links = itertools.chain(*map(itertools.pairwise, trails.values()))
-    for start, end in dict.fromkeys(links):
+    for start, end in dict.fromkeys(itertools.chain(*map(itertools.pairwise, trails.values()))):
         down[start].append(end)
         up[end].append(start)
     return _Ranks(_order(rows, up, down), up, down, trails)
@@ -2838,7 +2829,7 @@ def _boxes(scene: _Scene) -> tuple[dict[str, _Box], dict[tuple[str, str], bool]]
 
 
 def _step_box(step: Step, scene: _Scene) -> _Box:
-    state = scene.state(step.name)
+    state = scene.known.get(step.name)
     note = ", ".join(step.outputs) if scene.states is None else ""
     note, cells = "given" if step.name in scene.given else note, 42
     if state is not None:
@@ -2931,7 +2922,7 @@ def _svg_box(scene: _Scene, box: _Box, x: float, y: float, longest: float) -> st
         small = _SMALL | {"font_size": 10.5, "text_anchor": "middle"}
         pill = outline(0, 11, class_="n p", fill="#ffffff", stroke="#8a919c")
         return pill + _svg_text(x + w / 2, y + 14.5, box.label, small)
-    state = scene.state(step.name)
+    state = scene.known.get(step.name)
     name, look = (state.status, _LOOKS[state.status]) if state else ("n", _PLAIN)
     line: _Paint = {"stroke": look.light, "stroke_width": look.width}
     line["stroke_dasharray"] = look.dashes or None
@@ -2966,7 +2957,7 @@ def _svg(scene: _Scene, *, heading: bool = True, links: bool = False) -> str:
     head, head_width = _svg_heading(scene, heading=heading)
     width, top = round(max(layout.width, head_width)), 30 if head else 0
     height = round(layout.height + top)
-    longest = max((state.seconds for state in scene.known), default=0.0)
+    longest = max((state.seconds for state in scene.known.values()), default=0.0)
     dark = "".join(
         f".{status}{{stroke:{_LOOKS[status].dark}}}.{status}-f{{fill:{_LOOKS[status].dark}}}"
         for status in scene.tally()
@@ -2997,7 +2988,7 @@ def _mermaid(scene: _Scene) -> str:
             re.sub(r"[^\w\s.,:()×→…-]", lambda sign: f"#{ord(sign[0])};", text) for text in texts
         )
         shape = "[[]]" if box.step and box.step._over else "[]" if box.step else "([])"
-        half, state = len(shape) // 2, scene.state(name)
+        half, state = len(shape) // 2, scene.known.get(name)
         line = f'  {ids[name]}{shape[:half]}"{label}"{shape[half:]}'
         lines.append(line + (f":::{state.status}" if state else ""))
     lines += [f"  {ids[one]} --> {ids[other]}" for one, other in edges]
@@ -3034,7 +3025,7 @@ def _alt(scene: _Scene) -> str:
     names = [step.name for step in scene.steps()]
     told = f"Pipeline {scene.title}: {' → '.join(names[:8])}{' → …' * (len(names) > 8)}"
     for status in ("failed", "stale", "new"):
-        those = [state.name for state in scene.known if state.status == status]
+        those = [state.name for state in scene.known.values() if state.status == status]
         told += f"; {len(those)} {status}: {', '.join(those[:8])}" * bool(those)
     return told
 
@@ -3084,7 +3075,7 @@ dt{float:left;clear:left;width:7em;color:var(--grey)} dd{margin-left:8em;white-s
 
 def _page_step(scene: _Scene, step: Step, room: int) -> str:
     """Write what is known of a step; a link to its name opens it."""
-    graph, state, inner = scene.graph, scene.state(step.name), _innermost(step.function)
+    graph, state, inner = scene.graph, scene.known.get(step.name), _innermost(step.function)
 
     def linked(names: Iterable[str]) -> str:
         return ", ".join(_element("a", _escaped(n), href=f"#{_maker(graph, n)}") for n in names)
@@ -3174,14 +3165,11 @@ def _neighbourhood(scene: _Scene, name: str, hops: int) -> _Scene:
     network: nx.Graph[str] = nx.Graph([(_maker(graph, n), s.name) for s in steps for n in s.needs])
     network.add_nodes_from(graph.steps)
     near = nx.single_source_shortest_path_length(network, _maker(graph, name), cutoff=hops)
-    part = _Graph(
-        {step.name: step for step in steps if step.name in near},
-        {value: step for value, step in graph.makers.items() if step.name in near},
-        {name: default for name, default in graph.inputs.items() if name in near},
-        {},
-    )
+    makers = {value: step for value, step in graph.makers.items() if step.name in near}
+    inputs = {name: default for name, default in graph.inputs.items() if name in near}
+    graph = _Graph({step.name: step for step in steps if step.name in near}, makers, inputs, {})
     states = scene.states and {n: state for n, state in scene.states.items() if n in near}
-    return scene._replace(graph=part, states=states)
+    return scene._replace(graph=graph, states=states)
 
 
 class _Shown:
@@ -3943,7 +3931,7 @@ class _Live:
                 fact: getattr(event, fact) for fact in _StepState._fields if hasattr(event, fact)
             }
             self.states[name] = _StepState(name, **facts, elements=event.total)
-        elif name:
+        elif event.kind in ("step started", "step submitted", "map progress"):
             far = f"{event.done}/{event.total}" if event.total is not None else ""
             self.states[name] = _StepState(name, "running", reason=far, elements=event.total)
         for name, state in self.states.items() if last else ():
