@@ -2620,26 +2620,26 @@ class _Look(NamedTuple):
     path: str  # the glyph as SVG, in a box of 12 x 12 px
 
 
-_CHECK, _RING = "M2 6.5l3 3 5-6.5", "M10 6a4 4 0 1 1-8 0 4 4 0 1 1 8 0z"
-_GREY = ("90", "#6f747d", "#8b919a")
+_TURN, _BOX = "M10 6a4 4 0 1 1-1.6-3.2M9.2.6v2.6H6.6", "M1 1h10v10H1zM3.5 6l1.8 2 3-3.8"
+_CIRCLE = "M10 6a4 4 0 1 1-8 0 4 4 0 1 1 8 0z"
+_CHECK = _Look("✓", "=", "34", "#0936cf", "#658cf2", "", 1.6, "M2 6.5l3 3 5-6.5")
+_RING = _Look("○", "o", "90", "#6f747d", "#8b919a", "2 3", 1.6, _CIRCLE)
+_BARRED = _RING._replace(glyph="⊘", ascii="-", dashes="6 3 1 3", path=_CIRCLE + "M3.2 8.8l5.6-5.6")
 # The colours keep a contrast of 4.5 : 1, and differ also for people who see fewer of them.
 _LOOKS = {
-    "fresh": _Look("✓", "=", "34", "#0936cf", "#658cf2", "", 1.6, _CHECK),
-    "stale": _Look(
-        "↻", "~", "33", "#926b0e", "#fec845", "5 3", 1.6, "M10 6a4 4 0 1 1-1.6-3.2M9.2.6v2.6H6.6"
-    ),
-    "new": _Look("○", "o", *_GREY, "2 3", 1.6, _RING),
-    "waiting": _Look("○", "o", *_GREY, "2 3", 1.6, _RING),
+    "fresh": _CHECK,
+    "stale": _Look("↻", "~", "33", "#926b0e", "#fec845", "5 3", 1.6, _TURN),
+    "new": _RING,
+    "waiting": _RING,
     "running": _Look("▶", ">", "39", "#1b1f24", "#e8eaed", "", 2.4, "M3.5 2v8l6.5-4z"),
-    "ran": _Look("■", "+", "32", "#187456", "#3fdea6", "", 1.6, "M1 1h10v10H1zM3.5 6l1.8 2 3-3.8"),
-    "cached": _Look("✓", "=", "34", "#0936cf", "#658cf2", "", 1.6, _CHECK),
+    "ran": _Look("■", "+", "32", "#187456", "#3fdea6", "", 1.6, _BOX),
+    "cached": _CHECK,
     "failed": _Look("✗", "x", "31", "#8c1a1f", "#fa3849", "", 2.4, "M2.5 2.5l7 7M9.5 2.5l-7 7"),
-    "skipped": _Look("⊘", "-", *_GREY, "6 3 1 3", 1.6, _RING + "M3.2 8.8l5.6-5.6"),
+    "skipped": _BARRED,
 }
-_MOST_NODES = 300  # in a picture; above that a table says more
-_PER_CONSUMER = 8  # dependents from which on an input gets a pill at each of them
-_PAGE_WIDTH = 840  # px that a notebook has for a picture
-_SMALLEST = 0.7  # factor down to which a picture is shrunk to that width
+_ASCII = str.maketrans(
+    {look.glyph: look.ascii for look in _LOOKS.values()} | {"·": "-", "…": "~", "→": ">", "×": "x"}
+)
 
 
 class _StepState(NamedTuple):
@@ -2668,34 +2668,37 @@ class _Scene(NamedTuple):
     inputs: Mapping[str, Any] = {}  # name -> value or default
     seconds: float | None = None
     fault: str = ""  # why there is no graph to show
-    near: frozenset[str] | None = None  # names of the neighbourhood that was asked for
 
     def steps(self) -> list[Step]:
         """List the steps of a table, in topological order."""
-        graph, near = self.graph, self.near
         if self.states is None:
-            shown = _sort(graph, tuple(graph.steps), set())[0]
-        else:
-            shown = [graph.steps[name] for name in self.states]
-        return [step for step in shown if near is None or step.name in near]
+            return _sort(self.graph, tuple(self.graph.steps), set())[0]
+        return [self.graph.steps[name] for name in self.states]
+
+    @property
+    def known(self) -> Mapping[str, _StepState]:
+        return self.states or {}
+
+    def tally(self) -> dict[str, int]:
+        """Count the statuses that occur, in the order of the looks."""
+        counts = Counter(state.status for state in self.known.values())
+        return {status: counts[status] for status in _LOOKS if counts[status]}
 
     def counts(self) -> str:
-        """Count the statuses that occur: ``2 fresh, 1 new``."""
-        counts = Counter[str](state.status for state in (self.states or {}).values())
-        return ", ".join(f"{counts[status]} {status}" for status in _LOOKS if counts[status])
+        """Say them: ``2 fresh, 1 new``."""
+        return ", ".join(f"{number} {status}" for status, number in self.tally().items())
 
-    def heading(self) -> list[str]:
+    def heading(self, *, counts: bool = True) -> list[str]:
         """Count, in words: steps and inputs; statuses; the time, and what the cache saved."""
         if self.fault:
             return []
         steps = self.steps()
-        taken = {need for step in steps for need in step.needs}
-        inputs = [name for name in self.graph.inputs if name in taken]
-        told = [f"{_counted(len(steps), 'step')}, {_counted(len(inputs), 'input')}", self.counts()]
+        inputs = self.graph.inputs.keys() & {need for step in steps for need in step.needs}
+        told = [f"{_counted(len(steps), 'step')}, {_counted(len(inputs), 'input')}"]
+        told += [self.counts()] * counts
         if self.seconds is not None:
-            saved = sum(state.saved for state in (self.states or {}).values())
-            told.append(_duration(self.seconds))
-            told.append(f"saved {_duration(saved)}" if saved else "")
+            saved = sum(state.saved for state in self.known.values())
+            told += [_duration(self.seconds), f"saved {_duration(saved)}" if saved else ""]
         return [*filter(None, told)]
 
 
@@ -2741,21 +2744,13 @@ def _printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
-def _escaped(text: str) -> str:
-    """Make a text safe as content and as an attribute of HTML and SVG."""
-    import html
-
-    return html.escape(_printable(text), quote=True)
-
-
 def _cells(text: str) -> int:
     """Count the columns that a text takes in a monospaced font."""
     if text.isascii():
         return len(text)
-    import unicodedata
+    from unicodedata import combining, east_asian_width
 
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+    return sum(1 + (east_asian_width(c) in "WF") - (combining(c) > 0) for c in text)
 
 
 def _cut(text: str, cells: int, *, ends: bool = False) -> str:
@@ -2773,8 +2768,7 @@ def _rows(scene: _Scene) -> list[list[str]]:
     rows = []
     for step in scene.steps():
         row = [step.name, ", ".join(step.needs)]
-        if scene.states is not None:
-            state = scene.states[step.name]
+        if state := scene.known.get(step.name):
             where = f"   ({_place(step.function)})" if state.status == "failed" else ""
             row += [f"{_LOOKS[state.status].glyph} {state.status}", _told(state) + where]
         rows.append([_printable(text) for text in row])
@@ -2803,10 +2797,15 @@ def _table(scene: _Scene, *, columns: int | None = None, ascii: bool = False) ->
 
 
 def _in_ascii(text: str) -> str:
-    plain = {look.glyph: look.ascii for look in _LOOKS.values()}
-    plain |= {"·": "-", "…": "~", "→": ">", "×": "x"}
-    table = {ord(letter): other for letter, other in plain.items()}
-    return text.translate(table).encode("ascii", "replace").decode()
+    return text.translate(_ASCII).encode("ascii", "replace").decode()
+
+
+def _takes_glyphs(stream: Any) -> bool:
+    try:
+        "".join(map(chr, _ASCII)).encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- the layout: boxes and edges become places and routes
@@ -2833,84 +2832,6 @@ class _Layout(NamedTuple):
     height: float
 
 
-def _ranked(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> _Ranks:
-    """Rank the nodes of a DAG and order each rank: the half of a layout that needs no sizes.
-
-    An edge has a bend in each rank that it passes; all edges of one producer share it. The passes
-    are those of Gansner, Koutsofios, North and Vo, "A technique for drawing directed graphs"
-    (1993), except that nodes are sifted where they swap neighbours.
-    """
-    rank = _find_ranks(nodes, edges)
-    # A box or bend is at first a pair: whose it is, and in which rank.
-    trails = {
-        (a, b): [*((a, at) for at in range(rank[a], rank[b])), (b, rank[b])] for a, b in edges
-    }
-    boxes = [(node, rank[node]) for node in nodes]
-    pairs = dict.fromkeys([*boxes, *(pair for trail in trails.values() for pair in trail)])
-    number = {pair: index for index, pair in enumerate(pairs)}
-    numbers = {edge: [number[pair] for pair in trail] for edge, trail in trails.items()}
-    rows: _Rows = [[] for _ in range(max(rank.values(), default=-1) + 1)]
-    for (_, at), index in number.items():
-        rows[at].append(index)
-    up: _Rows = [[] for _ in pairs]
-    down: _Rows = [[] for _ in pairs]
-    for a, b in dict.fromkeys(
-        link for trail in numbers.values() for link in itertools.pairwise(trail)
-    ):
-        down[a].append(b)
-        up[b].append(a)
-    return _Ranks(_order(rows, up, down), up, down, numbers)
-
-
-def _find_ranks(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Return node -> rank, such that the edges together span as few ranks as possible."""
-    import networkx as nx
-
-    network: nx.DiGraph[str] = nx.DiGraph()
-    network.add_nodes_from(["", *nodes])
-    network.add_edges_from(edges, weight=-1)
-    for node, degree in network.in_degree():
-        network.nodes[node]["demand"] = degree - network.out_degree(node)
-    network.add_edges_from((("", node) for node in nodes), weight=0)  # "" stands above them all
-    flow = nx.network_simplex(network)[1]
-    # The ranks are the dual of this flow: an edge in which something flows spans just one.
-    network.add_edges_from(((b, a) for a, b in edges if flow[a][b]), weight=1)
-    paths = nx.single_source_bellman_ford_path_length(network, "")
-    return {node: -int(paths[node]) for node in nodes}
-
-
-def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
-    """Return the rows, each in an order such that few edges cross."""
-    place = [float(node) for node in range(len(up))]
-    free = [0.0] * len(up)
-    best, fewest, stale = rows, -1, 0
-    for sweep in range(14):
-        near, far, way = (down, up, rows[::-1]) if sweep % 2 else (up, down, rows)
-        for row in way:
-            means = {node: _mean(place, near[node] or far[node] or [node]) for node in row}
-            row.sort(key=means.__getitem__)
-            _note(row, place)
-        for _ in range(2 if _count_crossings(rows, up, place) else 0):
-            for row in rows:
-                _sift(row, up, down, place, free)
-        count = _count_crossings(rows, up, place)
-        stale += 1
-        if count < fewest or fewest < 0:
-            best, fewest, stale = [list(row) for row in rows], count, 0
-        if stale == 5 or not fewest:
-            break
-    # What crossings do not settle, sifting has stirred: now it goes to its neighbours, and
-    # siblings go back into the order of their numbers, that is of their declaration.
-    for row in best:
-        _note(row, place)
-    wishes = [
-        _mean(place, up[node] + down[node] or [node]) + 1e-9 * node for node in range(len(up))
-    ]
-    for row in best:
-        _sift(row, up, down, place, wishes)
-    return best
-
-
 def _note(row: list[int], place: list[float]) -> None:
     for index, node in enumerate(row):
         place[node] = (index + 0.5) / len(row)
@@ -2928,6 +2849,11 @@ def _count_crossings(rows: _Rows, up: _Rows, place: list[float]) -> int:
             count += len(ends) - bisect_right(ends, end)
             insort(ends, end)
     return count
+
+
+def _gain(left: list[float], right: list[float]) -> int:
+    """Return how many crossings go if nodes with neighbours at these places change sides."""
+    return sum([bisect_left(right, end) + bisect_right(right, end) - len(right) for end in left])
 
 
 def _sift(row: list[int], up: _Rows, down: _Rows, place: list[float], wish: list[float]) -> None:
@@ -2948,9 +2874,124 @@ def _sift(row: list[int], up: _Rows, down: _Rows, place: list[float], wish: list
     _note(row, place)
 
 
-def _gain(left: list[float], right: list[float]) -> int:
-    """Return how many crossings go if nodes with neighbours at these places change sides."""
-    return sum([bisect_left(right, end) + bisect_right(right, end) - len(right) for end in left])
+def _order(rows: _Rows, up: _Rows, down: _Rows) -> _Rows:
+    """Return the rows, each in an order such that few edges cross."""
+    place = [float(node) for node in range(len(up))]
+    best, fewest, gained = rows, math.inf, 0
+    for sweep in range(14):
+        near, far, way = (down, up, rows[::-1]) if sweep % 2 else (up, down, rows)
+        for row in way:
+            means = {node: _mean(place, near[node] or far[node] or [node]) for node in row}
+            row.sort(key=means.__getitem__)
+            _note(row, place)
+        for row in rows * (2 if _count_crossings(rows, up, place) else 0):
+            _sift(row, up, down, place, [0.0] * len(up))
+        count = _count_crossings(rows, up, place)
+        if count < fewest:
+            best, fewest, gained = [list(row) for row in rows], count, sweep
+        if not count or sweep == gained + 5:
+            break
+    # What crossings do not settle, sifting has stirred: now it goes to its neighbours, and
+    # siblings go back into the order of their numbers, that is of their declaration.
+    for row in best:
+        _note(row, place)
+    wishes = [_mean(place, up[n] + down[n] or [n]) + 1e-9 * n for n in range(len(up))]
+    for row in best:
+        _sift(row, up, down, place, wishes)
+    return best
+
+
+def _ranked(nodes: Collection[str], edges: Sequence[tuple[str, str]]) -> _Ranks:
+    """Rank the nodes of a DAG and order each rank: the half of a layout that needs no sizes.
+
+    The edges together span as few ranks as possible. An edge has a bend in each rank that it
+    passes; all edges of one producer share it. The passes are those of Gansner, Koutsofios, North
+    and Vo, "A technique for drawing directed graphs" (1993), except that nodes are sifted where
+    they swap neighbours.
+    """
+    import networkx as nx
+
+    network: nx.DiGraph[str] = nx.DiGraph()
+    network.add_nodes_from(["", *nodes])
+    network.add_edges_from(edges, weight=-1)
+    for node, degree in network.in_degree():
+        network.nodes[node]["demand"] = degree - network.out_degree(node)
+    network.add_edges_from((("", node) for node in nodes), weight=0)  # "" stands above them all
+    flow = nx.network_simplex(network)[1]
+    # The ranks are the dual of this flow: an edge in which something flows spans just one.
+    network.add_edges_from(((b, a) for a, b in edges if flow[a][b]), weight=1)
+    paths = nx.single_source_bellman_ford_path_length(network, "")
+    rank = {node: -int(paths[node]) for node in nodes}
+    # A box or bend is at first a pair: whose it is, and in which rank.
+    number = {(node, rank[node]): index for index, node in enumerate(nodes)}
+    trails = {}
+    for a, b in edges:
+        pairs = [*((a, at) for at in range(rank[a], rank[b])), (b, rank[b])]
+        trails[a, b] = [number.setdefault(pair, len(number)) for pair in pairs]
+    rows: _Rows = [[] for _ in range(max(rank.values(), default=-1) + 1)]
+    up, down = [list[int]() for _ in number], [list[int]() for _ in number]
+    for (_, at), index in number.items():
+        rows[at].append(index)
+    for start, end in dict.fromkeys(itertools.chain(*map(itertools.pairwise, trails.values()))):
+        down[start].append(end)
+        up[end].append(start)
+    return _Ranks(_order(rows, up, down), up, down, trails)
+
+
+def _spread(wishes: list[float], weights: list[float], slots: list[float]) -> list[float]:
+    """Return the places nearest to the wishes, by weighted squares, as far apart as the slots.
+
+    This is isotonic regression: neighbours that would come too near are pooled.
+    """
+    pools: list[tuple[float, float, int]] = []  # distance from the slots, weight, members
+    for wish, weight, slot in zip(wishes, weights, slots, strict=True):
+        mean, members = wish - slot, 1
+        while pools and pools[-1][0] >= mean:
+            other, more, others = pools.pop()
+            mean = (mean * weight + other * more) / (weight + more)
+            weight, members = weight + more, members + others
+        pools.append((mean, weight, members))
+    means = [mean for mean, _, members in pools for _ in range(members)]
+    return [mean + slot for mean, slot in zip(means, slots, strict=True)]
+
+
+def _align(ranks: _Ranks, widths: list[float], heft: list[float]) -> list[float]:
+    """Return number -> centre, near those of its neighbours; the outermost boxes begin at 8 px.
+
+    The gaps are 24 px between boxes, 12 beside bends. A round goes through the ranks, down or up,
+    and puts each where it is best for given places in the others.
+    """
+    x = [0.0] * len(widths)
+    slots = []  # of each rank: centres side by side
+    for row in ranks.rows:
+        gaps = [
+            (widths[a] + widths[b]) / 2 + (24 if widths[a] and widths[b] else 12)
+            for a, b in itertools.pairwise(row)
+        ]
+        slots.append([*itertools.accumulate(gaps, initial=0.0)])
+        for node, centre in zip(row, slots[-1], strict=True):
+            x[node] = centre - slots[-1][-1] / 2
+    for turn in range(28):
+        near, far, step = (ranks.down, ranks.up, -1) if turn % 2 else (ranks.up, ranks.down, 1)
+        # Neighbours beyond the reach hardly pull. As it shrinks, what is almost straight becomes
+        # straight; least squares alone leave small kinks everywhere.
+        reach = 100 * 0.8**turn
+        for row, slot in [*zip(ranks.rows, slots, strict=True)][::step]:
+            wishes, weights = [], []
+            for node in row:
+                weight, moment = 1e-3, 1e-3 * x[node]
+                # One-sided rounds carry a shift through the whole graph, the others balance it.
+                around = near[node] + far[node] if turn % 4 > 1 else near[node] or far[node]
+                for other in around:
+                    distance = abs(x[other] - x[node]) / reach
+                    pull = heft[node] * heft[other] / (1 + distance * distance * distance)
+                    weight, moment = weight + pull, moment + pull * x[other]
+                wishes.append(moment / weight)
+                weights.append(weight)
+            for node, place in zip(row, _spread(wishes, weights, slot), strict=True):
+                x[node] = place
+    left = min((place - width / 2 for place, width in zip(x, widths, strict=True)), default=8.0) - 8
+    return [place - left for place in x]
 
 
 def _placed(
@@ -2974,7 +3015,8 @@ def _placed(
     bends = len(ranks.up) - len(sizes)
     boxes = [point(*size) for size in sizes.values()] + [(0.0, 0.0)] * bends
     heft = [0.25 if node in light else 1.0 for node in sizes] + [3.0] * bends
-    x, right = _align(ranks, [width for width, _ in boxes], heft)
+    x = _align(ranks, [width for width, _ in boxes], heft)
+    right = max((place + width / 2 for place, (width, _) in zip(x, boxes, strict=True)), default=8)
     band = [(0.0, 0.0)] * len(boxes)
     bottom = 8.0
     for index, row in enumerate(ranks.rows):
@@ -2991,73 +3033,52 @@ def _placed(
         spans = [band[node] for node in trail]
         spans[0] = (middle[a] + boxes[a][1] / 2, band[a][1])
         spans[-1] = (band[b][0], middle[b] - boxes[b][1] / 2)
-        routes[edge] = [
-            point(x[node], y) for node, ys in zip(trail, spans, strict=True) for y in ys
-        ]
+        routes[edge] = [point(x[n], y) for n, ys in zip(trail, spans, strict=True) for y in ys]
     places = {node: point(x[index], middle[index]) for index, node in enumerate(sizes)}
     return _Layout(places, routes, *point(right + 8.0, bottom + 8.0))
 
 
-def _align(ranks: _Ranks, widths: list[float], heft: list[float]) -> tuple[list[float], float]:
-    """Return number -> centre, near those of its neighbours, and where the last box ends.
-
-    The gaps are 24 px between boxes, 12 beside bends. A round goes through the ranks, down or up,
-    and puts each where it is best for given places in the others.
-    """
-    x = [0.0] * len(widths)
-    slots = []  # of each rank: centres side by side
-    for row in ranks.rows:
-        gaps = [
-            (widths[a] + widths[b]) / 2 + (24 if widths[a] and widths[b] else 12)
-            for a, b in itertools.pairwise(row)
-        ]
-        slots.append(list(itertools.accumulate(gaps, initial=0.0)))
-        for node, centre in zip(row, slots[-1], strict=True):
-            x[node] = centre - slots[-1][-1] / 2
-    for turn in range(28):
-        near, far, step = (ranks.down, ranks.up, -1) if turn % 2 else (ranks.up, ranks.down, 1)
-        # Neighbours beyond the reach hardly pull. As it shrinks, what is almost straight becomes
-        # straight; least squares alone leave small kinks everywhere.
-        reach = 100 * 0.8**turn
-        for row, slot in list(zip(ranks.rows, slots, strict=True))[::step]:
-            wishes, weights = [], []
-            for node in row:
-                # One-sided rounds carry a shift through the whole graph, the others balance it.
-                around = near[node] + far[node] if turn % 4 > 1 else near[node] or far[node]
-                weight = 1e-3
-                moment = weight * x[node]
-                for other in around:
-                    distance = abs(x[other] - x[node]) / reach
-                    pull = heft[node] * heft[other] / (1 + distance * distance * distance)
-                    weight += pull
-                    moment += pull * x[other]
-                wishes.append(moment / weight)
-                weights.append(weight)
-            for node, place in zip(row, _spread(wishes, weights, slot), strict=True):
-                x[node] = place
-    left = min((place - width / 2 for place, width in zip(x, widths, strict=True)), default=8.0) - 8
-    x = [place - left for place in x]
-    return x, max((place + width / 2 for place, width in zip(x, widths, strict=True)), default=8.0)
-
-
-def _spread(wishes: list[float], weights: list[float], slots: list[float]) -> list[float]:
-    """Return the places nearest to the wishes, by weighted squares, as far apart as the slots.
-
-    This is isotonic regression: neighbours that would come too near are pooled.
-    """
-    pools: list[tuple[float, float, int]] = []  # distance from the slots, weight, members
-    for wish, weight, slot in zip(wishes, weights, slots, strict=True):
-        mean, members = wish - slot, 1
-        while pools and pools[-1][0] >= mean:
-            other, more, others = pools.pop()
-            mean = (mean * weight + other * more) / (weight + more)
-            weight, members = weight + more, members + others
-        pools.append((mean, weight, members))
-    means = [mean for mean, _, members in pools for _ in range(members)]
-    return [mean + slot for mean, slot in zip(means, slots, strict=True)]
-
-
 # --- the picture
+
+_MOST_NODES = 300  # in a picture; above that a table says more
+_PER_CONSUMER = 8  # dependents from which on an input gets a pill at each of them
+_PILL = 22  # px: the height of an input
+_PAGE_WIDTH = 840  # px that a notebook has for a picture
+_SMALLEST = 0.7  # factor down to which a picture is shrunk to that width
+
+# How parts of the picture are painted where no status says it; then the same in the dark. The
+# classes: page, text, small text, edges, arrowheads, boxes without a status.
+_Paint = dict[str, Any]
+_PAPER: _Paint = {"class_": "p", "fill": "#ffffff"}
+_TEXT: _Paint = {"class_": "t", "fill": "#1b1f24", "font_size": 12}
+_BOLD: _Paint = _TEXT | {"font_weight": "bold"}
+_SMALL: _Paint = {"class_": "s", "fill": "#5c636e", "font_size": 10}
+_PLAIN = _Look("", "", "", "#5c636e", "#a9b0ba", "", 1.3, "")
+_DARK = (
+    ".p{fill:#1b1e23}.t{fill:#e8eaed}.s{fill:#a9b0ba}.e{stroke:#7d8590}.a{fill:#7d8590}"
+    ".n{stroke:#a9b0ba}.n-f{fill:#a9b0ba}"
+)
+
+
+def _escaped(text: str) -> str:
+    """Make a text safe as content and as an attribute of HTML and SVG."""
+    import html
+
+    return html.escape(_printable(text), quote=True)
+
+
+def _element(tag: str, content: str | None = None, /, **attributes: str | float | None) -> str:
+    """Write an element of HTML or SVG around content that is escaped already, None for none.
+
+    Attributes that are None are left out; ``font_size`` and ``class_`` stand for what Python
+    cannot spell, True for an attribute without a value.
+    """
+    told = tag
+    for name, value in attributes.items():
+        if value is not None:
+            text = _escaped(value) if isinstance(value, str) else f"{value:g}"
+            told += " " + name.rstrip("_").replace("_", "-") + f'="{text}"' * (value is not True)
+    return f"<{told}/>" if content is None else f"<{told}>{content}</{tag}>"
 
 
 class _Box(NamedTuple):
@@ -3070,30 +3091,32 @@ class _Box(NamedTuple):
     height: float
 
 
+def _maker(graph: _Graph, name: str) -> str:
+    """Name the box that a value comes from: the step that makes it, or the input itself."""
+    return graph.makers[name].name if name in graph.makers else name
+
+
 def _boxes(scene: _Scene) -> tuple[dict[str, _Box], dict[tuple[str, str], bool]]:
     """Make the boxes, in the order of declaration, and the edges: True for those that matter."""
-    graph, states, near = scene.graph, scene.states, scene.near
-    shown = [step for step in graph.steps.values() if near is None or step.name in near]
-    uses = Counter(need for step in shown for need in step.needs)
+    graph, states = scene.graph, scene.states
+    uses = Counter(need for step in graph.steps.values() for need in step.needs)
     boxes: dict[str, _Box] = {}
     edges: dict[tuple[str, str], bool] = {}
-    for step in shown:
+    for step in graph.steps.values():
         for need in step.needs:
-            maker = graph.makers.get(need)
-            source = maker.name if maker else need
-            if near is not None and source not in near:
-                continue
-            if maker is None:
+            source = _maker(graph, need)
+            if need in graph.inputs:
                 source += f" {step.name}" * (uses[need] > _PER_CONSUMER)
                 label = _cut(need, 24, ends=True)
-                boxes.setdefault(source, _Box(label, "", None, 18 + 6.4 * _cells(label), 22))
-            edges[source, step.name] = states is None or step.name in states
+                boxes.setdefault(source, _Box(label, "", None, 18 + 6.4 * _cells(label), _PILL))
+            if source in graph.steps or source in boxes:  # not what lies beyond a neighbourhood
+                edges[source, step.name] = states is None or step.name in states
         boxes[step.name] = _step_box(step, scene)
     return boxes, edges
 
 
 def _step_box(step: Step, scene: _Scene) -> _Box:
-    state = (scene.states or {}).get(step.name)
+    state = scene.known.get(step.name)
     note = ", ".join(step.outputs) if scene.states is None else ""
     note, cells = "given" if step.name in scene.given else note, 42
     if state is not None:
@@ -3109,11 +3132,11 @@ def _step_box(step: Step, scene: _Scene) -> _Box:
 
 @functools.lru_cache(4)  # the frames of a live picture have one layout
 def _laid_out(
-    boxes: tuple[tuple[str, float, float, bool], ...], edges: tuple[tuple[str, str], ...]
+    boxes: tuple[tuple[str, tuple[float, float]], ...], edges: tuple[tuple[str, str], ...]
 ) -> tuple[bool, _Layout]:
     """Lay boxes out downwards or to the right (True): whichever has to be shrunk less."""
-    sizes = {name: (width, height) for name, width, height, _ in boxes}
-    light = {name for name, _, _, is_input in boxes if is_input}
+    sizes = dict(boxes)
+    light = {name for name, (_, height) in boxes if height == _PILL}
     ranks = _ranked(sizes, edges)
     layouts = [_placed(ranks, sizes, across=across, light=light) for across in (False, True)]
     across = max(_PAGE_WIDTH, layouts[1].width) < max(_PAGE_WIDTH, layouts[0].width)
@@ -3124,169 +3147,121 @@ def _laid_out(
     return across, _Layout(places, routes, width, height)
 
 
-def _svg(scene: _Scene, *, heading: bool = True, links: bool = False) -> str:
-    """Draw a scene; with ``links`` each box leads to the part of the page about its step."""
-    boxes, edges = _boxes(scene)
-    across, layout = _laid_out(
-        tuple((name, box.width, box.height, box.step is None) for name, box in boxes.items()),
-        tuple(edges),
-    )
-    head, head_width = _svg_heading(scene, heading=heading)
-    width, top = max(layout.width, head_width), 30 if head else 0
-    height = layout.height + top
-    longest = max((state.seconds for state in (scene.states or {}).values()), default=0.0)
-    parts = _svg_edges(layout, edges, across=across)
-    for name, box in boxes.items():
-        x, y = layout.places[name]
-        parts.append(_svg_box(scene, box, x - box.width / 2, y - box.height / 2, longest, links))
-    drawn = "\n".join(parts)
-    dark = "".join(
-        f".{status}{{stroke:{look.dark}}}.{status}-f{{fill:{look.dark}}}"
-        for status, look in _LOOKS.items()
-        if any(state.status == status for state in (scene.states or {}).values())
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" '
-        'font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,monospace">\n'
-        f"<style>@media (prefers-color-scheme:dark){{{_DARK}{dark}}}</style>\n"
-        f'<rect class="p" width="100%" height="100%" fill="#ffffff"/>\n{head}'
-        f'<g transform="translate(0 {top})">\n{drawn}\n</g>\n</svg>\n'
-    )
-
-
-# The dark colours of page, text, small text, edges, arrowheads, and boxes without a status.
-_DARK = (
-    ".p{fill:#1b1e23}.t{fill:#e8eaed}.s{fill:#a9b0ba}.e{stroke:#7d8590}.a{fill:#7d8590}"
-    ".n{stroke:#a9b0ba}.n-f{fill:#a9b0ba}"
-)
-
-
-def _svg_text(x: float, y: float, text: str, more: str = "") -> str:
-    more = more or 'class="t" fill="#1b1f24" font-size="12"'
-    return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{_escaped(text)}</text>'
+def _svg_text(x: float, y: float, text: str, paint: _Paint) -> str:
+    return _element("text", _escaped(text), x=round(x), y=round(y), **paint)
 
 
 def _svg_glyph(status: str, x: float, y: float) -> str:
-    look = _LOOKS[status]
-    return (
-        f'<path class="{status}" transform="translate({x:.0f} {y:.0f})" d="{look.path}" '
-        f'fill="none" stroke="{look.light}" stroke-width="1.6"/>'
-    )
+    look, at = _LOOKS[status], f"translate({x:.0f} {y:.0f})"
+    paint: _Paint = {"fill": "none", "stroke": look.light, "stroke_width": 1.6}
+    return _element("path", class_=status, transform=at, d=look.path, **paint)
 
 
-def _svg_heading(scene: _Scene, *, heading: bool) -> tuple[str, float]:
+def _svg_heading(scene: _Scene, *, heading: bool) -> tuple[list[str], float]:
     """Write the head line, or only its legend: the statuses that occur, with their looks."""
-    parts, x = list[str](), 12.0
-
-    def write(text: str, more: str = "") -> None:
-        nonlocal x
-        parts.append(_svg_text(x, 20, text, more))
-        x += 7.3 * _cells(text)
-
-    told = scene.heading()
-    if heading:
-        write(scene.title, 'class="t" fill="#1b1f24" font-size="12" font-weight="bold"')
-        x += 7.3
-        write(f"· {told[0]}")
-        x += 16
-    counts = Counter[str](state.status for state in (scene.states or {}).values())
-    for status, look in _LOOKS.items():
-        if counts[status]:
+    size, *times = scene.heading(counts=False) or scene.fault.splitlines()[:1]
+    pieces = [("", scene.title, _BOLD, 7.3), ("", f"· {size}", _TEXT, 16.0)] if heading else []
+    for status, number in scene.tally().items():
+        paint = _TEXT | {"class_": f"{status}-f", "fill": _LOOKS[status].light}
+        pieces.append((status, f"{number} {status}", paint, 16))
+    if heading and times:
+        pieces.append(("", " · ".join(times), _TEXT, 0))
+    parts, x = [], 12.0
+    for status, text, paint, gap in pieces:
+        if status:
             parts.append(_svg_glyph(status, x, 10))
             x += 17
-            write(
-                f"{counts[status]} {status}",
-                f'class="{status}-f" fill="{look.light}" font-size="12"',
-            )
-            x += 16
-    if heading and scene.seconds is not None:
-        write(" · ".join(told[2:]))
-    return "".join(f"{part}\n" for part in parts), x + 12 if parts else 0.0
+        parts.append(_svg_text(x, 20, text, paint))
+        x += 7.3 * _cells(text) + gap
+    return parts, x + 12 if parts else 0.0
 
 
 def _svg_edges(
     layout: _Layout, edges: Mapping[tuple[str, str], bool], *, across: bool
-) -> list[str]:
+) -> Iterator[str]:
     """Draw what routes share once: a curve where they change their lane, else a straight line."""
-    lanes: dict[bool, dict[str, None]] = {True: {}, False: {}}
-    for edge, points in layout.routes.items():
-        for (x, y), (u, v) in itertools.pairwise(points):
-            start, end, lane = f"M{x:g} {y:g}", f"{u:g} {v:g}", lanes[edges[edge]]
-            if (y == v) if across else (x == u):
-                lane[f"{start}L{end}"] = None
-            elif across:
-                lane[f"{start}C{(x + u) / 2:g} {y:g} {(x + u) / 2:g} {v:g} {end}"] = None
-            else:
-                lane[f"{start}C{x:g} {(y + v) / 2:g} {u:g} {(y + v) / 2:g} {end}"] = None
     tip = "l-6-3.5v7z" if across else "l-3.5-6h7z"
-    drawn = []
-    for matters, lane in lanes.items():
-        tips = [points[-1] for edge, points in layout.routes.items() if edges[edge] == matters]
-        heads = dict.fromkeys(f"M{x:g} {y:g}{tip}" for x, y in tips)
-        if lane:
-            drawn.append(
-                f'<g{_faded(matters)}><path class="e" d="{"".join(lane)}" fill="none" '
-                f'stroke="#8a919c"/><path class="a" d="{"".join(heads)}" fill="#8a919c"/></g>'
-            )
-    return drawn
+    for matters in (True, False):
+        lanes, heads = dict[str, None](), dict[str, None]()
+        for points in [layout.routes[edge] for edge in edges if edges[edge] == matters]:
+            for (x, y), (u, v) in itertools.pairwise(points):
+                bend = f"C{(x + u) / 2:g} {y:g} {(x + u) / 2:g} {v:g} "
+                if not across:
+                    bend = f"C{x:g} {(y + v) / 2:g} {u:g} {(y + v) / 2:g} "
+                bend = "L" if ((y == v) if across else (x == u)) else bend
+                lanes[f"M{x:g} {y:g}{bend}{u:g} {v:g}"] = None
+            heads[f"M{u:g} {v:g}{tip}"] = None
+        if lanes:
+            drawn = _element("path", class_="e", d="".join(lanes), fill="none", stroke="#8a919c")
+            drawn += _element("path", class_="a", d="".join(heads), fill="#8a919c")
+            yield _element("g", drawn, opacity=None if matters else ".45")
 
 
-def _faded(matters: bool) -> str:
-    return "" if matters else ' opacity=".45"'
-
-
-def _svg_box(scene: _Scene, box: _Box, x: float, y: float, longest: float, links: bool) -> str:
+def _svg_box(scene: _Scene, box: _Box, x: float, y: float, longest: float) -> str:
     """Draw the pill of an input; or a step with its status, and its share of the longest time."""
     step, w, h = box.step, box.width, box.height
-    small = 'class="s" fill="#5c636e" font-size="10"'
 
-    def outline(inset: float, radius: float, paint: str) -> str:
-        return (
-            f'<rect x="{x + inset:g}" y="{y + inset:g}" width="{w - 2 * inset:g}" '
-            f'height="{h - 2 * inset:g}" rx="{radius:g}" {paint}/>'
-        )
+    def outline(inset: float, radius: float, **paint: Any) -> str:
+        size = {"width": w - 2 * inset, "height": h - 2 * inset, "rx": radius}
+        return _element("rect", x=x + inset, y=y + inset, **size, **paint)
 
     if step is None:
-        paint = 'class="n p" fill="#ffffff" stroke="#8a919c"'
-        text = 'class="s" fill="#5c636e" font-size="10.5" text-anchor="middle"'
-        return outline(0, 11, paint) + _svg_text(x + w / 2, y + 14.5, box.label, text)
-    state = (scene.states or {}).get(step.name)
-    name, look = (state.status, _LOOKS[state.status]) if state else ("n", None)
-    colour, width = (look.light, look.width) if look else ("#5c636e", 1.3)
-    dashes = f' stroke-dasharray="{look.dashes}"' if look and look.dashes else ""
-    line = f'stroke="{colour}" stroke-width="{width:g}"{dashes}'
-    parts = []
+        small = _SMALL | {"font_size": 10.5, "text_anchor": "middle"}
+        pill = outline(0, 11, class_="n p", fill="#ffffff", stroke="#8a919c")
+        return pill + _svg_text(x + w / 2, y + 14.5, box.label, small)
+    state = scene.known.get(step.name)
+    name, look = (state.status, _LOOKS[state.status]) if state else ("n", _PLAIN)
+    line: _Paint = {"stroke": look.light, "stroke_width": look.width}
+    line["stroke_dasharray"] = look.dashes or None
+    tint: _Paint = {"class_": f"{name} {name}-f", "fill": look.light, "fill_opacity": ".07"}
+    drawn, base = "", y + (17 if h > 30 else 19)
     for shift in (6, 3) if step._over else ():  # a stack, for the elements of a mapped step
         edge = f"M{x + shift + 6:g} {y + h + shift:g}h{w - 12:g}q6 0 6-6v{12 - h:g}"
-        parts.append(f'<path class="{name}" d="{edge}" fill="none" {line}/>')
-    if step.name in scene.targets or not scene.targets.isdisjoint(step.outputs):
-        parts.append(outline(-3.5, 9, f'class="{name}" fill="none" stroke="{colour}"'))
-    parts.append(outline(0, 6, 'class="p" fill="#ffffff"'))
-    paint = f'class="{name} {name}-f" fill="{colour}" fill-opacity=".07" {line}'
-    parts.append(outline(0, 6, paint))
-    at, base = x + (28 if state else 10), y + (17 if h > 30 else 19)
-    bold = 'class="t" fill="#1b1f24" font-size="12" font-weight="bold"'
-    parts.append(_svg_text(at, base, box.label, bold))
+        drawn += _element("path", class_=name, d=edge, fill="none", **line)
+    if not scene.targets.isdisjoint(step.values):
+        drawn += outline(-3.5, 9, class_=name, fill="none", stroke=look.light)
+    drawn += outline(0, 6, **_PAPER) + outline(0, 6, **tint, **line)
+    drawn += _svg_text(x + (28 if state else 10), base, box.label, _BOLD)
     if state:
-        parts.append(_svg_glyph(name, x + 10, base - 10))
+        drawn += _svg_glyph(name, x + 10, base - 10)
     if state and state.elements is not None:
         count = f"×{state.elements}"
-        parts.append(_svg_text(x + w - 8, base, count, f'{small} text-anchor="end"'))
+        drawn += _svg_text(x + w - 8, base, count, _SMALL | {"text_anchor": "end"})
     if box.note:
-        parts.append(_svg_text(x + 10, y + 32, box.note, small))
+        drawn += _svg_text(x + 10, y + 32, box.note, _SMALL)
     if state and state.seconds and longest and state.status in ("ran", "failed"):
-        share = (w - 12) * state.seconds / longest
-        bar = f'x="{x + 6:g}" y="{y + h - 4:g}" width="{share:.1f}" height="2.5"'
-        parts.append(f'<rect class="{name}-f" {bar} fill="{colour}"/>')
-    drawn = f"<g{_faded(scene.states is None or state is not None)}>{''.join(parts)}</g>"
-    return f'<a href="#{_anchor(step.name)}">{drawn}</a>' if links else drawn
+        share = f"{(w - 12) * state.seconds / longest:.1f}"
+        bar: _Paint = {"x": x + 6, "y": y + h - 4, "width": share, "height": 2.5}
+        drawn += _element("rect", class_=f"{name}-f", **bar, fill=look.light)
+    return _element("g", drawn, opacity=None if state or scene.states is None else ".45")
 
 
-def _anchor(name: str) -> str:
-    import urllib.parse
-
-    return urllib.parse.quote(name)
+def _svg(scene: _Scene, *, heading: bool = True, links: bool = False) -> str:
+    """Draw a scene; with ``links`` each box leads to the part of the page about its step."""
+    boxes, edges = _boxes(scene)
+    sizes = tuple((name, (box.width, box.height)) for name, box in boxes.items())
+    across, layout = _laid_out(sizes, tuple(edges))
+    head, head_width = _svg_heading(scene, heading=heading)
+    width, top = round(max(layout.width, head_width)), 30 if head else 0
+    height = round(layout.height + top)
+    longest = max((state.seconds for state in scene.known.values()), default=0.0)
+    dark = "".join(
+        f".{status}{{stroke:{_LOOKS[status].dark}}}.{status}-f{{fill:{_LOOKS[status].dark}}}"
+        for status in scene.tally()
+    )
+    parts = [_element("style", f"@media (prefers-color-scheme:dark){{{_DARK}{dark}}}")]
+    parts.append('<rect class="p" width="100%" height="100%" fill="#ffffff"/>')
+    parts += [*head, f'<g transform="translate(0 {top})">']
+    parts += _svg_edges(layout, edges, across=across)
+    for name, box in boxes.items():
+        x, y = layout.places[name]
+        drawn = _svg_box(scene, box, x - box.width / 2, y - box.height / 2, longest)
+        parts.append(_element("a", drawn, href=f"#{name}") if links and box.step else drawn)
+    content = "\n".join(["", *parts, "</g>", ""])
+    size: _Paint = {"width": width, "height": height, "viewBox": f"0 0 {width} {height}"}
+    font = "ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
+    xmlns = "http://www.w3.org/2000/svg"
+    return _element("svg", content, xmlns=xmlns, **size, font_family=font) + "\n"
 
 
 def _mermaid(scene: _Scene) -> str:
@@ -3294,23 +3269,17 @@ def _mermaid(scene: _Scene) -> str:
     boxes, edges = _boxes(scene)
     ids = {name: f"n{number}" for number, name in enumerate(boxes)}
     lines = ["flowchart TD"]
-
-    def quoted(text: str) -> str:
-        text = _printable(text)
-        return re.sub(r"[^\w\s.,:()×→…-]", lambda found: f"#{ord(found[0])};", text)
-
-    used = dict[str, None]()
     for name, box in boxes.items():
-        state = (scene.states or {}).get(name)
-        label = "<br/>".join(map(quoted, filter(None, (box.label, box.note))))
-        left, right = '(["', '"])'
-        if box.step is not None:
-            left, right = ('[["', '"]]') if box.step._over else ('["', '"]')
-        lines.append(f"  {ids[name]}{left}{label}{right}" + (f":::{state.status}" if state else ""))
-        if state:
-            used[state.status] = None
+        texts = [_printable(text) for text in (box.label, box.note) if text]
+        label = "<br/>".join(
+            re.sub(r"[^\w\s.,:()×→…-]", lambda sign: f"#{ord(sign[0])};", text) for text in texts
+        )
+        shape = "[[]]" if box.step and box.step._over else "[]" if box.step else "([])"
+        half, state = len(shape) // 2, scene.known.get(name)
+        line = f'  {ids[name]}{shape[:half]}"{label}"{shape[half:]}'
+        lines.append(line + (f":::{state.status}" if state else ""))
     lines += [f"  {ids[one]} --> {ids[other]}" for one, other in edges]
-    for status in used:
+    for status in scene.tally():
         look = _LOOKS[status]
         dashes = f",stroke-dasharray:{look.dashes}" if look.dashes else ""
         lines.append(f"  classDef {status} stroke:{look.light},stroke-width:{look.width}px{dashes}")
@@ -3320,47 +3289,22 @@ def _mermaid(scene: _Scene) -> str:
 # --- pages
 
 
-def _drawn(scene: _Scene, **options: bool) -> tuple[str, str]:
+def _drawn(scene: _Scene, *, links: bool = False) -> tuple[str, str]:
     """Return the picture, or else a line that says why there is none."""
-    count = len(scene.graph.steps) + len(scene.graph.inputs) if scene.near is None else 0
+    count = len(scene.graph.steps) + len(scene.graph.inputs)
     if scene.fault:
-        return "", ""
+        return "", scene.fault
     if count > _MOST_NODES:
         return "", f"{count} names are too many for one picture: .show(around='name', hops=2)"
     try:
-        return _svg(scene, **options), ""
+        return _svg(scene, heading=False, links=links), ""
     except Exception as error:  # a fault of the drawing must not hide what there is to say
         return "", f"no picture: {_error_line(error)}"
 
 
-def _html(scene: _Scene) -> str:
-    """Write the fragment that a notebook shows: head line, picture, table; no script, no id."""
-    svg, fault = _drawn(scene, heading=False)
-    parts = [f"<p><b>{_escaped(scene.title)}</b> · {_escaped(' · '.join(scene.heading()))}</p>"]
-    if svg:
-        import base64
-
-        size = re.search(r'width="(\d+)"', svg)
-        width = int(size[1]) if size else _PAGE_WIDTH
-        shrunk = min(width, max(_PAGE_WIDTH, round(_SMALLEST * width)))
-        data = base64.b64encode(svg.encode()).decode()
-        parts.append(
-            f'<div style="overflow-x:auto"><img alt="{_escaped(_alt(scene))}" width="{shrunk}" '
-            f'style="max-width:none" src="data:image/svg+xml;base64,{data}"></div>'
-        )
-    parts += [f"<pre>{_escaped(text)}</pre>" for text in (fault, scene.fault) if text]
-    if rows := _rows(scene):
-        summary = f"<details{' open' * (not svg)}><summary>{_counted(len(rows), 'step')}</summary>"
-        parts.append(f"{summary}{_html_table(rows)}</details>")
-    return f'<div class="dagkit">{"".join(parts)}</div>'
-
-
 def _html_table(rows: list[list[str]]) -> str:
-    lines = [
-        "".join(f'<td style="text-align:left">{_escaped(text)}</td>' for text in row)
-        for row in rows
-    ]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    lines = [[_element("td", _escaped(text), style="text-align:left") for text in r] for r in rows]
+    return _element("table", "".join(_element("tr", "".join(line)) for line in lines))
 
 
 def _alt(scene: _Scene) -> str:
@@ -3368,114 +3312,117 @@ def _alt(scene: _Scene) -> str:
     names = [step.name for step in scene.steps()]
     told = f"Pipeline {scene.title}: {' → '.join(names[:8])}{' → …' * (len(names) > 8)}"
     for status in ("failed", "stale", "new"):
-        those = [s.name for s in (scene.states or {}).values() if s.status == status]
+        those = [state.name for state in scene.known.values() if state.status == status]
         told += f"; {len(those)} {status}: {', '.join(those[:8])}" * bool(those)
     return told
 
 
-_PAGE_STYLE = (
-    "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1100px;"
-    "background:#fff;color:#1b1f24}pre,code,summary{font-family:ui-monospace,monospace}"
-    "pre{overflow-x:auto;background:#f4f5f7;padding:.6em}dt{float:left;clear:left;width:7em;"
-    "color:#5c636e}dd{margin-left:8em;white-space:pre-wrap}.picture{overflow-x:auto}"
-    "details{border-top:1px solid #8a919c;padding:.4em 0}td{padding-right:2em}"
-    ":target{outline:2px solid #0936cf;outline-offset:4px}a{color:#0936cf}"
-    "@media (prefers-color-scheme:dark){body{background:#1b1e23;color:#e8eaed}"
-    "pre{background:#262a31}dt{color:#a9b0ba}a{color:#658cf2}:target{outline-color:#658cf2}}"
-    "@media print{details::details-content{content-visibility:visible;height:auto}}"
-)
+def _html(scene: _Scene) -> str:
+    """Write the fragment that a notebook shows: head line, picture, table; no script, no id."""
+    svg, fault = _drawn(scene)
+    head = [f"<b>{_escaped(scene.title)}</b>", *map(_escaped, scene.heading())]
+    parts = [_element("p", " · ".join(head))]
+    if svg:
+        import base64
+
+        width = int(re.findall(r'width="(\d+)"', svg)[0])
+        shrunk = min(width, max(_PAGE_WIDTH, round(_SMALLEST * width)))
+        data = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+        image = _element("img", alt=_alt(scene), width=shrunk, style="max-width:none", src=data)
+        parts.append(_element("div", image, style="overflow-x:auto"))
+    else:
+        parts.append(_element("pre", _escaped(fault)))
+    if rows := _rows(scene):
+        table = _element("summary", _counted(len(rows), "step")) + _html_table(rows)
+        parts.append(_element("details", table, open=None if svg else True))
+    return _element("div", "".join(parts), class_="dagkit")
 
 
-def _page(scene: _Scene) -> str:
-    """Write a page of its own: the picture, and below it all that is known of each step."""
-    svg, fault = _drawn(scene, heading=False, links=True)
-    steps = scene.steps()
-    room = max(600, 240_000 // max(1, len(steps)))  # characters of source, for half a megabyte
-    shown = [f"<h1>{_escaped(scene.title)}</h1>", f"<p>{_escaped(' · '.join(scene.heading()))}</p>"]
-    shown.append(f'<div class="picture">{svg}</div>' if svg else "")
-    shown += [f"<pre>{_escaped(text)}</pre>" for text in (fault, scene.fault) if text]
-    shown += [_page_step(scene, step, room) for step in steps]
-    rows = "".join(
-        f'<tr id="{_escaped(name)}"><td>{_escaped(name)}</td><td><code>'
-        f"{'required' if value is _REQUIRED else _escaped(_brief(value))}</code></td></tr>"
-        for name, value in scene.inputs.items()
-    )
-    shown.append(f"<h2>Inputs</h2><table>{rows}</table>" if rows else "")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{_escaped(scene.title)}</title>"
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-        '<meta name="viewport" content="width=device-width">'
-        f'<meta name="color-scheme" content="light dark"><style>{_PAGE_STYLE}</style></head>\n'
-        "<body>" + "\n".join(filter(None, shown)) + "</body></html>\n"
-    )
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width"><style>{style}</style></head>
+<body>{body}</body></html>
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_STYLE = """
+:root{--paper:#fff;--ink:#1b1f24;--grey:#5c636e;--code:#f4f5f7;--link:#0936cf}
+@media (prefers-color-scheme:dark){:root{
+--paper:#1b1e23;--ink:#e8eaed;--grey:#a9b0ba;--code:#262a31;--link:#658cf2}}
+:root{color-scheme:light dark}
+body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1100px}
+body{background:var(--paper);color:var(--ink)} a{color:var(--link)} td{padding-right:2em}
+pre,code,summary{font-family:ui-monospace,monospace} .picture,pre{overflow-x:auto}
+pre{background:var(--code);padding:.6em} details{border-top:1px solid #8a919c;padding:.4em 0}
+dt{float:left;clear:left;width:7em;color:var(--grey)} dd{margin-left:8em;white-space:pre-wrap}
+:target{outline:2px solid var(--link);outline-offset:4px}
+@media print{details::details-content{content-visibility:visible;height:auto}}
+"""
 
 
 def _page_step(scene: _Scene, step: Step, room: int) -> str:
     """Write what is known of a step; a link to its name opens it."""
-    graph, state = scene.graph, (scene.states or {}).get(step.name)
+    graph, state, inner = scene.graph, scene.known.get(step.name), _innermost(step.function)
 
     def linked(names: Iterable[str]) -> str:
-        makers = {name: graph.makers[name].name if name in graph.makers else name for name in names}
-        return ", ".join(f'<a href="#{_anchor(m)}">{_escaped(n)}</a>' for n, m in makers.items())
+        return ", ".join(_element("a", _escaped(n), href=f"#{_maker(graph, n)}") for n in names)
 
     used = [s.name for s in graph.steps.values() if not set(step.values).isdisjoint(s.needs)]
-    inner = _innermost(step.function)
     facts = {"defined": _escaped(step.definition), "needs": linked(step.needs)}
     facts |= {"makes": _escaped(", ".join(step.values)), "used by": linked(used)}
-    title, blocks = _escaped(step.name), [inspect.getdoc(inner) or ""]
+    title, texts = _escaped(step.name), [inspect.getdoc(inner) or ""]
     if state:
         title = f"{_LOOKS[state.status].glyph} {title} · {state.status} · {_escaped(_told(state))}"
-        facts |= {"tries": str(state.attempts) * (state.attempts > 1)}
-        facts |= {"fingerprint": state.fingerprint}
-        facts |= {"entry": f"{state.size:,} bytes" if state.size is not None else ""}
+        facts["tries"] = str(state.attempts) if state.attempts > 1 else ""
+        facts["fingerprint"] = state.fingerprint
+        facts["entry"] = f"{state.size:,} bytes" if state.size is not None else ""
         if isinstance(state.error, BaseException):
             import traceback
 
-            blocks.append("".join(traceback.format_exception(state.error))[-room:])
+            texts.append("".join(traceback.format_exception(state.error))[-room:])
     with contextlib.suppress(OSError, TypeError):  # defined where there is no file, or a builtin
-        blocks.append(inspect.cleandoc(inspect.getsource(inner)))
+        texts.append(inspect.cleandoc(inspect.getsource(inner)))
     told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
-    cut = [text if len(text) <= room else text[:room] + "…" for text in blocks if text]
-    is_open = " open" * (state is not None and state.status == "failed")
-    return (
-        f'<details{is_open}><summary>{title}</summary><div id="{_escaped(step.name)}">'
-        f"<dl>{told}</dl>{''.join(f'<pre>{_escaped(text)}</pre>' for text in cut)}</div></details>"
+    inside = _element("dl", told)
+    for text in filter(None, texts):
+        inside += _element("pre", _escaped(text if len(text) <= room else text[:room] + "…"))
+    body = _element("summary", title) + _element("div", inside, id=step.name)
+    return _element("details", body, open=True if state and state.status == "failed" else None)
+
+
+def _page(scene: _Scene) -> str:
+    """Write a page of its own: the picture, and below it all that is known of each step."""
+    svg, fault = _drawn(scene, links=True)
+    steps, title = scene.steps(), _escaped(scene.title)
+    room = max(600, 240_000 // max(1, len(steps)))  # characters of source, for half a megabyte
+    shown = [_element("h1", title), _element("p", _escaped(" · ".join(scene.heading())))]
+    shown.append(
+        _element("pre", _escaped(fault)) if fault else _element("div", svg, class_="picture")
     )
+    shown += [_page_step(scene, step, room) for step in steps]
+    rows = ""
+    for name, value in scene.inputs.items():
+        text = "required" if value is _REQUIRED else _escaped(_brief(value))
+        cells = _element("td", _escaped(name)) + _element("td", _element("code", text))
+        rows += _element("tr", cells, id=name)
+    shown.append(f"<h2>Inputs</h2><table>{rows}</table>" if rows else "")
+    body = "\n".join(filter(None, shown))
+    return _PAGE.format(title=title, policy=_POLICY, style=_STYLE, body=body)
 
 
 class _Picture:
     """What ``show()`` returns: one scene as picture, page, Mermaid or text; made when asked for.
 
-    Attributes
-    ----------
-    svg, html, mermaid, text : str
-        The picture alone; the fragment that a notebook shows; a diagram for Markdown; the table.
+    Only ``svg`` and ``mermaid`` raise what the drawing raises; ``html`` says it instead.
     """
+
+    svg = property(lambda self: _svg(self._scene))
+    html = property(lambda self: _html(self._scene))
+    mermaid = property(lambda self: _mermaid(self._scene))
+    text = property(lambda self: _table(self._scene))
 
     def __init__(self, scene: _Scene, format: str = "html") -> None:
         self._scene, self._format = scene, format
-
-    @property
-    def svg(self) -> str:
-        """The picture, with a head line; raises what the drawing raises."""
-        return _svg(self._scene)
-
-    @property
-    def html(self) -> str:
-        """The fragment that a notebook shows."""
-        return _html(self._scene)
-
-    @property
-    def mermaid(self) -> str:
-        """A Mermaid flowchart."""
-        return _mermaid(self._scene)
-
-    @property
-    def text(self) -> str:
-        """The table, in full width."""
-        return _table(self._scene)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file; its suffix says which kind: svg, html (a page of its own), mmd or txt."""
@@ -3486,14 +3433,30 @@ class _Picture:
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(kinds[suffix](self._scene))
 
-    def _repr_mimebundle_(
-        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-    ) -> dict[str, str]:
-        makers = {"text/plain": _table, "text/html": _html}
-        if self._format == "svg":
-            makers = {"text/plain": _table, "image/svg+xml": _svg}
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        picture = {"image/svg+xml": _svg} if self._format == "svg" else {"text/html": _html}
+        makers = {"text/plain": _table, **picture}
         kinds = [kind for kind in makers if include is None or kind in include]
         return {kind: makers[kind](self._scene) for kind in kinds if kind not in (exclude or ())}
+
+
+def _neighbourhood(scene: _Scene, name: str, hops: int) -> _Scene:
+    """Keep the steps and inputs that are at most so many edges away from a name."""
+    import networkx as nx
+
+    graph, known = scene.graph, {*scene.graph.makers, *scene.graph.inputs}
+    if name not in known:
+        text = f"{_brief(name)} cannot be shown around: no step makes or takes it\n"
+        raise UnknownNameError(text + _hint([name], known), unknown=(name,))
+    steps = _sort(graph, tuple(graph.steps), set())[0]
+    network: nx.Graph[str] = nx.Graph([(_maker(graph, n), s.name) for s in steps for n in s.needs])
+    network.add_nodes_from(graph.steps)
+    near = nx.single_source_shortest_path_length(network, _maker(graph, name), cutoff=hops)
+    makers = {value: step for value, step in graph.makers.items() if step.name in near}
+    inputs = {name: default for name, default in graph.inputs.items() if name in near}
+    graph = _Graph({step.name: step for step in steps if step.name in near}, makers, inputs, {})
+    states = scene.states and {n: state for n, state in scene.states.items() if n in near}
+    return scene._replace(graph=graph, states=states)
 
 
 class _Shown:
@@ -3503,11 +3466,7 @@ class _Shown:
         raise NotImplementedError  # each of the three has its own
 
     def show(
-        self,
-        *,
-        format: Literal["html", "svg"] = "html",
-        around: str | None = None,
-        hops: int = 2,
+        self, *, format: Literal["html", "svg"] = "html", around: str | None = None, hops: int = 2
     ) -> _Picture:
         """Return the picture and the table, to display or to keep.
 
@@ -3541,9 +3500,7 @@ class _Shown:
           twice   more
         """
         scene = self._scene()
-        if around is not None:
-            scene = scene._replace(near=_neighbourhood(scene.graph, around, hops))
-        return _Picture(scene, format)
+        return _Picture(scene if around is None else _neighbourhood(scene, around, hops), format)
 
     def __str__(self) -> str:
         import shutil
@@ -3553,37 +3510,8 @@ class _Shown:
             columns = shutil.get_terminal_size().columns
         return _table(self._scene(), columns=columns, ascii=not _takes_glyphs(stream))
 
-    def _repr_mimebundle_(
-        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-    ) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return self.show()._repr_mimebundle_(include, exclude)
-
-
-def _neighbourhood(graph: _Graph, name: str, hops: int) -> frozenset[str]:
-    """Find the steps and inputs that are at most so many edges away."""
-    known = {*graph.makers, *graph.inputs}
-    if name not in known:
-        text = f"{_brief(name)} cannot be shown around: no step makes or takes it\n"
-        raise UnknownNameError(text + _hint([name], known), unknown=(name,))
-    beside: dict[str, set[str]] = {}
-    for step in graph.steps.values():
-        for need in step.needs:
-            source = graph.makers[need].name if need in graph.makers else need
-            beside.setdefault(step.name, set()).add(source)
-            beside.setdefault(source, set()).add(step.name)
-    near = {graph.makers[name].name if name in graph.makers else name}
-    for _ in range(hops):
-        near.update(*[beside.get(n, ()) for n in near])
-    return frozenset(near)
-
-
-def _takes_glyphs(stream: Any) -> bool:
-    try:
-        glyphs = "".join(look.glyph for look in _LOOKS.values())
-        (glyphs + "·…→×").encode(getattr(stream, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 ########################################################################################
@@ -4296,28 +4224,22 @@ class _Live:
         self.cell: int | None = None  # in which it has drawn
 
     def __call__(self, event: Event) -> None:
-        now = time.monotonic()
+        now, name = time.monotonic(), event.step
         last = event.kind == "run finished"
         if event.kind == "run started":
             self.began, self.next = now, now + 0.4  # what is over before that need not flash
-        elif event.kind in ("step started", "step submitted"):
-            self.states[event.step] = _StepState(event.step, "running")
-        elif event.kind == "map progress":
-            far = f"{event.done}/{event.total}"
-            self.states[event.step] = _StepState(
-                event.step, "running", reason=far, elements=event.total
-            )
         elif event.kind == "step finished":
-            names = [name for name in _StepState._fields[1:] if name in event.__slots__]
-            facts = {name: getattr(event, name) for name in names}
-            elements = self.states[event.step].elements
-            self.states[event.step] = _StepState(event.step, **facts, elements=elements)
-        elif last:
-            for name, state in self.states.items():
-                if state.status == "running":
-                    self.states[name] = state._replace(status="failed", error="interrupted")
-        failed = last and event.status == "failed"
-        if failed or (last and self.handle is not None) or (not last and now >= self.next):
+            facts = {
+                fact: getattr(event, fact) for fact in _StepState._fields if hasattr(event, fact)
+            }
+            self.states[name] = _StepState(name, **facts, elements=event.total)
+        elif event.kind in ("step started", "step submitted", "map progress"):
+            far = f"{event.done}/{event.total}" if event.total is not None else ""
+            self.states[name] = _StepState(name, "running", reason=far, elements=event.total)
+        for name, state in self.states.items() if last else ():
+            if state.status == "running":
+                self.states[name] = state._replace(status="failed", error="interrupted")
+        if (event.status == "failed" or self.handle is not None) if last else now >= self.next:
             self.draw(now, event.seconds if last else now - self.began)
 
     def draw(self, now: float, seconds: float) -> None:
