@@ -673,21 +673,23 @@ def sensor(
     if not {"cache", "map"}.isdisjoint(options):
         reason = "what it looks at changes by itself"
         raise StepError(f"@sensor has no option 'cache' or 'map': {reason}")
-    return _marked(function, "sensor", options | {"poke": (poke_interval, timeout, soft_fail)})
+    return _marked(function, "sensor", options, (poke_interval, timeout, soft_fail))
 
 
-def _marked(function: Any, title: str, options: Mapping[str, Any]) -> Any:
-    unknown = sorted(options.keys() - {*_OPTIONS})
+def _marked(function: Any, title: str, options: dict[str, Any], poke: Any = None) -> Any:
+    known = [name for name in _OPTIONS if name != "poke"]  # that belongs to sensors
+    unknown = sorted(options.keys() - {*known})
     if unknown:
-        hint = _hint(unknown, _OPTIONS).replace("names", "options")
+        hint = _hint(unknown, known).replace("names", "options")
         raise StepError(f"@{title} has no option {_listed(map(repr, unknown))}\n{hint}")
     if function is None:
-        return lambda function: _marked(function, title, options)
+        return lambda function: _marked(function, title, options, poke)
     if type(function) is not FunctionType:
         raise StepError(
             f"@{title} was given {_brief(function)}, which is no function\n"
             "  a class, a partial or a callable object becomes a step by Step(thing, name=...)"
         )
+    options = options | {"poke": poke} if poke else options
     Step(function, **options)  # for its checks: what is wrong belongs to this line of the user's
     setattr(function, _MARK, options)
     return function

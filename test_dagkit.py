@@ -1580,7 +1580,6 @@ def test_damage_anywhere_is_one_warning_and_a_value_computed_again(
         assert all(str(path) in text for text in said)
         if at % 97 == 0:  # computed again, it takes the place
             assert warned(lambda: kept.run("squares", n=5)["squares"]) == ([0, 1, 4, 9, 16], [])
-            original = path.read_bytes()
         kept.store._said.clear()
     path.write_bytes(original)
     assert warned(read) == ([0, 1, 4, 9, 16], [])
@@ -4000,7 +3999,9 @@ def test_a_run_of_a_pipeline_with_a_store_is_a_line_of_json(shop: Pipeline) -> N
     assert second["metrics"] == {"mean": 1.5}
 
 
-def test_a_plain_pipeline_records_nothing(monkeypatch: pytest.MonkeyPatch, shop: Pipeline) -> None:
+def test_a_plain_pipeline_records_nothing(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, shop: Pipeline
+) -> None:
     monkeypatch.delenv("DAGKIT_STORE")
     made = Pipeline(shop)
     made.run(prices=[1])
