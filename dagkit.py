@@ -267,6 +267,8 @@ def _name_of(function: Any) -> str:
 
 
 def _from_here(path: str) -> str:
+    if "ipykernel_" in path:  # where a notebook claims that its cells lie
+        return "<notebook>"
     return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
@@ -3666,7 +3668,8 @@ class _Reuse:
         if newest is None:
             return "never ran"
         old, parts = newest.parts, wanted.parts
-        known = {name for name in {**old, **parts} if not (after and name.startswith("input "))}
+        # Behind a step that will run, what is not known yet has not changed.
+        known = {n for n in {**old, **parts} if n in parts or not (after and n[:6] == "input ")}
         changed = sorted(name for name in known if old.get(name) != parts.get(name))
         others = ("input", "package", "version", "catalog")
         code = [n for n in changed if n.partition(" ")[0] not in others]
@@ -3682,6 +3685,7 @@ class _Reuse:
             return "version changed"
         packages = [name for name in changed if name.startswith("package ")]
         inputs = [name.removeprefix("input ") for name in changed if name.startswith("input ")]
+        inputs.sort(key=lambda name: name in step._over)  # another element is the last reason
         for name in inputs:
             if name not in self.makers:
                 was, now = newest.shown.get(name), wanted.shown.get(name)
@@ -3762,7 +3766,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
             if unknown and step.cache:
                 # An input that is no list has no maker; a run will say what is wrong with it.
                 maker = reuse.makers.get(unknown[0])
-                wanted = reuse.wanted(step, "", prints, {})
+                wanted = reuse.wanted(step, "", prints, values)
                 reason = reuse.why(step, wanted, after=maker.name if maker else "")
             elif step.cache:
                 for row in rows if step._over else [()]:

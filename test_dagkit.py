@@ -2982,9 +2982,9 @@ def test_a_plan_shows_status_and_reason_in_table_and_picture() -> None:
     assert table == [
         ["pipeline · 4 steps, 4 inputs · 2 stale, 2 new"],
         ["load", "path", "○ new", "not cached"],
-        ["clean", "load, drop", "↻ stale", "after load"],
+        ["clean", "load, drop", "↻ stale", "input drop False → True"],
         ["split", "clean, seed", "○ new", "not cached"],
-        ["model", "train, alpha, seed", "↻ stale", "after split"],
+        ["model", "train, alpha, seed", "↻ stale", "input alpha 0.1 → 0.3"],
     ]
     texts = drawn(plan.show().svg)
     assert [text for text in texts if re.fullmatch(r"\d \w+", text)] == ["2 stale", "2 new"]
@@ -3550,6 +3550,7 @@ def executed(folder: Path, *cells: str) -> tuple[list[list[Any]], Counter[str]]:
     import nbclient
     import nbformat
 
+    Path(os.environ["HOME"]).mkdir(exist_ok=True)
     seen: Counter[str] = Counter()
 
     class Client(nbclient.NotebookClient):
@@ -3558,7 +3559,8 @@ def executed(folder: Path, *cells: str) -> tuple[list[list[Any]], Counter[str]]:
             return super().process_message(message, cell, index)
 
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    env = {**os.environ, "PYTHONPATH": str(HERE), "DAGKIT_STORE": str(folder / "store")}
+    env = {**os.environ, "PYTHONPATH": str(HERE), "HOME": str(folder)}
+    env["DAGKIT_STORE"] = str(folder / "store")
     Client(book, timeout=120, allow_errors=True).execute(env=env)
     return [cell.outputs for cell in book.cells], seen
 
@@ -5567,10 +5569,10 @@ def test_every_block_of_the_readme_runs_and_prints_what_it_says(tmp_path: Path) 
         elif kind == "text":
             expected[-1] = text
     driver.append("json.dump(out, sys.stdout)")
-    (tmp_path / "blocks.py").write_text("\n".join(driver))
+    (tmp_path / "iris.py").write_text("\n".join(driver))
     shutil.copytree(HERE / "examples", tmp_path / "examples")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "blocks.py"],
+        [sys.executable, "-W", "error", "iris.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(HERE)},
         capture_output=True,
@@ -5593,6 +5595,7 @@ EXAMPLES = {
     "parallel.py": "equal results: True",
     "dask_cluster.py": "2 workers, equal results: True",
     "tqdm_progress.py": "100 squares, the last one 9801",
+    "study.py": "scaled: ran, cached, cached, cached, cached",
 }
 
 
@@ -5617,7 +5620,7 @@ def test_the_flights_are_real_work_with_a_catalog_and_a_table_of_runs(tmp_path: 
     shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
     outs = [
         subprocess.run(
-            [sys.executable, "-W", "error", "flights/pipeline.py"],
+            [sys.executable, "-W", "error", "flights/flights.py"],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(HERE)},
             capture_output=True,
@@ -5637,6 +5640,54 @@ def test_the_flights_are_real_work_with_a_catalog_and_a_table_of_runs(tmp_path: 
     ] * 2
     made = sorted(x.relative_to(tmp_path / "flights/out") for x in tmp_path.rglob("out/*/*.*"))
     assert Path("depth-4/model.pkl") in made
+
+
+def test_the_picture_in_the_readme_is_a_plan_of_the_flights(tmp_path: Path) -> None:
+    """Made by dagkit; times aside it is what a plan shows now."""
+
+    def texts(svg: str) -> list[str]:
+        return [re.sub(r"\d+(\.\d)? m?s\b", "T", text) for text in drawn(svg)]
+
+    assert "(examples/pipeline.svg)" in README
+    shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path / "flights")!r})
+        from flights import pipeline
+        pipeline.run("report", depth=1)
+        print(pipeline.plan("report", depth=4).show().svg)
+    """
+    kept = (HERE / "examples" / "pipeline.svg").read_text()
+    assert texts(kept) == texts(run_python(code))
+
+
+def test_the_notebook_shows_what_it_says_in_a_real_kernel(tmp_path: Path) -> None:
+    import nbformat
+
+    book = nbformat.read(HERE / "examples" / "notebook.ipynb", 4)
+    sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    cells, _ = executed(tmp_path, *sources)
+    shown = [
+        re.sub(r"\d+(\.\d)? m?s\b", "T", output["data"]["text/plain"])
+        for outputs in cells
+        for output in outputs
+    ]
+    graph, live, report, plan, run, failed, history = shown
+    assert graph.startswith("pipeline · 6 steps, 4 inputs\n  flowers")
+    assert live.startswith("pipeline · 6 steps, 4 inputs · 6 ran · T\n")
+    assert "right; across folds" in report
+    assert plan.startswith("pipeline · 6 steps, 4 inputs · 4 fresh, 1 stale, 1 new\n")
+    assert "↻ stale   code changed: accuracy" in plan
+    assert "input trees 100 → 10" in run
+    assert "KeyError: 'taget'   (<notebook>:1)" in failed
+    assert "⊘ skipped   needs accuracy" in failed
+    assert len(history.splitlines()) == 4
+    for outputs in (cells[0], cells[1][:1], *cells[2:5]):
+        assert "report" in pictured(outputs[0])
+    red = base64.b64decode(re.findall(r'base64,([^"]+)"', cells[4][0]["data"]["text/html"])[0])
+    assert b'stroke="#8c1a1f" stroke-width="2.4"' in red
+    kept = [len(cell.outputs) for cell in book.cells if cell.cell_type == "code"]
+    assert kept == [len(outputs) for outputs in cells]  # as it is in the repository
 
 
 def test_the_iris_pipeline_has_at_most_twenty_lines() -> None:
@@ -6015,7 +6066,7 @@ if __name__ == "__main__":
 def flights(tmp_path: Path) -> str:
     """Give the head of a script that imports the example's pipeline, from a copy of its folder."""
     shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
-    return "import json, sys\nsys.path.insert(0, 'flights')\nfrom pipeline import pipeline\n"
+    return "import json, sys\nsys.path.insert(0, 'flights')\nfrom flights import pipeline\n"
 
 
 REPORT = "13.3 minutes off on average; latest: Envoy Air\n"

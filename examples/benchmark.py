@@ -3,12 +3,13 @@
 Every ratio is the median of interleaved repeats in one process, since machines are shared and
 noisy: first the loop, then dagkit, then the loop again. Peers join the table where they are
 installed. Run ``python examples/benchmark.py`` for all, or name parts of it: ``run``, ``import``,
-``cache``, ``parallel``.
+``cache``, ``parallel``, ``display``, ``records``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import itertools
@@ -29,6 +30,7 @@ from typing import Any
 
 import networkx as nx
 
+import dagkit
 from dagkit import Pipeline, Step
 
 Functions = list[Callable[..., Any]]
@@ -404,6 +406,36 @@ def measure_parallel() -> None:
         )
 
 
+def measure_display() -> None:
+    """Print the milliseconds of one picture with its table, layout included, and a ratio."""
+    for size in (10, 50, 100, 200):
+        functions = layered(size)
+        shown = Pipeline(functions).show()
+
+        def draw(shown: Any = shown) -> None:
+            dagkit._laid_out.cache_clear()
+            assert "<img" in shown.html
+
+        times, seconds = ratio(draw, functools.partial(by_hand, functions), 9)
+        print(
+            f"a picture of {size:3} steps: {times * seconds * 1000:5.1f} ms, "
+            f"{times:4.1f} times making the networkx graph by hand"
+        )
+
+
+def measure_records() -> None:
+    """Print what a line in the records costs a run of one reused step."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Pipeline(Step(identity, cache=True), store=folder)
+        made.run(x=1)
+        plain = Pipeline({"identity": identity})
+        recorded, seconds = ratio(lambda: made.run(x=1), lambda: plain.run(x=1), 99)
+        print(
+            f"a run of one reused step, recorded: {recorded * seconds * 1e6:.0f} us, "
+            f"{recorded:.1f} times a plain run of it"
+        )
+
+
 def measure_import() -> None:
     """Print what ``import dagkit`` adds to starting a bare interpreter, in milliseconds."""
 
@@ -423,6 +455,8 @@ if __name__ == "__main__":
         "import": measure_import,
         "cache": measure_cache,
         "parallel": measure_parallel,
+        "display": measure_display,
+        "records": measure_records,
     }
     for part in sys.argv[1:] or parts:
         parts[part]()

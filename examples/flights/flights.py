@@ -27,7 +27,7 @@ def known_flights(flights: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(age=2013 - joined["year"])
 
 
-@step(outputs=("train", "test"))
+@step(cache=True, outputs=("train", "test"))
 def split(known_flights: pd.DataFrame, test_size: float = 0.25, seed: int = 0) -> Any:
     return train_test_split(known_flights, test_size=test_size, random_state=seed)
 
