@@ -5185,7 +5185,9 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
 class Pipeline(_Shown):
     """Steps that fit together by the names of their arguments.
 
-    Give values: :meth:`run`. Look: :attr:`graph`, :attr:`steps`, :attr:`inputs`.
+    Run it: :meth:`run`. Ask what would run, and why: :meth:`plan`. Look at it: :meth:`show`,
+    :attr:`graph`, :attr:`steps`, :attr:`inputs`. Look back: :meth:`history`. Tend what is kept:
+    :attr:`store`, :attr:`catalog`. Vary it: :meth:`replace`.
 
     Parameters
     ----------

@@ -3766,7 +3766,8 @@ def test_a_deep_link_leads_to_the_step_and_hostile_text_stays_text(tmp_path: Pat
 
 
 @in_browser
-def test_a_notebook_as_a_web_page_shows_the_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [1, 0])
+def test_a_notebook_as_a_web_page_shows_the_picture(tmp_path: Path, scheme: int) -> None:
     """By nbconvert, as GitHub and others do it: the image is there without any script."""
     import nbconvert
     import nbformat
@@ -3778,10 +3779,13 @@ def test_a_notebook_as_a_web_page_shows_the_picture(tmp_path: Path) -> None:
     text, _ = nbconvert.HTMLExporter(template_name="basic").from_notebook_node(book)
     page = tmp_path / "book.html"
     page.write_text(f"<!doctype html><meta charset=utf-8><body>{text}</body>")
-    browse(page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}")
+    colours = f"--blink-settings=preferredColorScheme={scheme}"
+    browse(page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}", colours)
     assert "data:image/svg+xml;base64," in text
     assert "<details>" in text
-    assert len(pixels(tmp_path / "shot.png")) > 20
+    found = pixels(tmp_path / "shot.png")
+    assert found[(255, 255, 255) if scheme else (27, 30, 35)] > 10_000  # the picture's own paper
+    assert len(found) > 20
 
 
 ########################################################################################
