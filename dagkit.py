@@ -4627,6 +4627,10 @@ class _Fan:
         )
 
 
+# Name -> the fingerprint of a value, and the files that it names as they were.
+_Prints = dict[str, tuple[str, Collection[tuple[str, str]]]]
+
+
 class _Policy(NamedTuple):
     """How a pipeline runs its steps."""
 
@@ -4635,9 +4639,7 @@ class _Policy(NamedTuple):
     strict: bool
     executor: Any
     listeners: list[_Listener]
-    prints: Mapping[
-        str, tuple[str, Collection[tuple[str, str]]]
-    ]  # of the inputs, if they are known already
+    prints: _Prints  # of the inputs, if they are known already
 
 
 class _Loop:
@@ -5453,18 +5455,8 @@ class Pipeline(_Shown):
             listeners.append(_Progress(scene.title, order.steps, sys.stderr))
         reuse = _Reuse(self._store, self._codes, order, places, self.secret)
         reuse.distrusted |= distrusted
-        keep_going, prints = self._on_error == "continue", dict[str, Any]()
-        for name, value in used.items() if self._is_recorded() else ():
-            if isinstance(value, _InCatalog) and not value.place.is_local:
-                continue  # it would have to be loaded
-            with contextlib.suppress(_Opaque):
-                names: list[tuple[str, str]] = []
-                prints[name] = _print_of(value, names), names
-        marks = {name: mark for name, (mark, _) in prints.items()}
-        for name in self.secret & marks.keys() if self._store._ready(make=True) else ():
-            # With a key, or whoever reads it could try all passwords.
-            secret = self._store._secret + marks[name].encode()
-            marks[name] = hashlib.sha256(secret).hexdigest()
+        keep_going, is_recorded = self._on_error == "continue", self._is_recorded()
+        prints = self._fingerprints(used) if is_recorded else {}
         policy = _Policy(reuse, keep_going, self._strict, self._executor, listeners, prints)
         if listeners:
             _tell(listeners, Event("run started", started, done=0, total=len(order.steps)))
@@ -5473,7 +5465,7 @@ class Pipeline(_Shown):
             return self._run((name,), inputs, {*distrusted, key})[name]
 
         outcome = _Outcome(order)
-        run = Run(scene, used, outcome, started, marks, again)
+        run = Run(scene, used, outcome, started, self._noted_prints(prints), again)
         status, began = "failed", _clock()
         try:
             _execute(outcome, values, policy)
@@ -5489,9 +5481,29 @@ class Pipeline(_Shown):
             if listeners:
                 _tell(listeners, Event("run finished", time.time(), "", status, outcome.seconds))
             run._cell = live.cell if live is not None else None
-            if self._is_recorded():
+            if is_recorded:
                 self._store._append(run.record)
         return run
+
+    def _fingerprints(self, inputs: Mapping[str, Any]) -> _Prints:
+        """Take the fingerprints of inputs before a step can change them."""
+        prints: _Prints = {}
+        for name, value in inputs.items():
+            names: list[tuple[str, str]] = []
+            # A data set that is no file would have to be loaded.
+            if not isinstance(value, _InCatalog) or value.place.is_local:
+                with contextlib.suppress(_Opaque):
+                    prints[name] = _print_of(value, names), names
+        return prints
+
+    def _noted_prints(self, prints: _Prints) -> dict[str, str]:
+        """Prepare fingerprints for a record."""
+        noted = {name: mark for name, (mark, _) in prints.items()}
+        for name in self.secret & noted.keys():
+            # With a key, or whoever reads the record could try all passwords.
+            key = self._store._secret if self._store._ready(make=True) else os.urandom(32)
+            noted[name] = hashlib.sha256(key + noted[name].encode()).hexdigest()
+        return noted
 
     @property
     def catalog(self) -> Mapping[str, Any]:

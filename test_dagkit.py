@@ -4009,9 +4009,10 @@ def test_a_plain_pipeline_records_nothing(
     monkeypatch: pytest.MonkeyPatch, folder: Path, shop: Pipeline
 ) -> None:
     monkeypatch.delenv("DAGKIT_STORE")
-    made = Pipeline(shop)
+    made = Pipeline(shop, secret=("prices",))
     made.run(prices=[1])
     assert made.history() == []
+    assert not (folder / ".dagkit").exists()
 
 
 def test_metrics_of_reused_values_are_recorded_without_loading_them(kept: Pipeline) -> None:
