@@ -1649,7 +1649,8 @@ def test_foreign_things_in_the_place_of_an_entry_are_a_miss(
         assert why in said[0]
         assert len(said) == 1 + (make == path.mkdir)  # a folder cannot be overwritten
     path.rmdir()
-    kept.run(n=5)
+    for n in (5, 6):
+        kept.run(n=n)
     monkeypatch.setenv("DAGKIT_KEY", "of another user")
     value, said = warned(lambda: Pipeline(squares, biggest).run("squares", n=6)["squares"])
     assert (value, len(said)) == ([0, 1, 4, 9, 16, 25], 1)
@@ -5672,12 +5673,12 @@ def test_the_notebook_shows_what_it_says_in_a_real_kernel(tmp_path: Path) -> Non
     book = nbformat.read(HERE / "examples" / "notebook.ipynb", 4)
     sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
     cells, _ = executed(tmp_path, *sources)
-    shown = [
-        re.sub(r"\d+(\.\d)? m?s\b", "T", output["data"]["text/plain"])
+    # A run of more than 0.4 s is shown live, and then told in a line.
+    (graph,), (live, *_), (plan,), (run, *_), (failed, *_), (history,) = [
+        [re.sub(r"\d+(\.\d)? m?s\b", "T", output["data"]["text/plain"]) for output in outputs]
         for outputs in cells
-        for output in outputs
     ]
-    graph, live, report, plan, run, failed, history = shown
+    report = cells[1][-1]["data"]["text/plain"]
     assert graph.startswith("pipeline · 6 steps, 4 inputs\n  flowers")
     assert live.startswith("pipeline · 6 steps, 4 inputs · 6 ran · T\n")
     assert "right; across folds" in report
@@ -5687,12 +5688,12 @@ def test_the_notebook_shows_what_it_says_in_a_real_kernel(tmp_path: Path) -> Non
     assert "KeyError: 'taget'   (<notebook>:1)" in failed
     assert "⊘ skipped   needs accuracy" in failed
     assert len(history.splitlines()) == 4
-    for outputs in (cells[0], cells[1][:1], *cells[2:5]):
+    for outputs in cells[:5]:
         assert "report" in pictured(outputs[0])
     red = base64.b64decode(re.findall(r'base64,([^"]+)"', cells[4][0]["data"]["text/html"])[0])
     assert b'stroke="#8c1a1f" stroke-width="2.4"' in red
-    kept = [len(cell.outputs) for cell in book.cells if cell.cell_type == "code"]
-    assert kept == [len(outputs) for outputs in cells]  # as it is in the repository
+    kept = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
+    assert all(outputs for outputs in kept)  # for who reads it on GitHub
 
 
 def test_the_iris_pipeline_has_at_most_twenty_lines() -> None:

@@ -21,8 +21,9 @@ def main() -> None:
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
+        client.wait_for_workers(2)
         run = Pipeline(paths, words, common, executor=client).run("common", folder=folder)
-        workers = len(client.scheduler_info()["workers"])
+        workers = len(client.nthreads())
     print(f"{workers} workers, equal results: {run['common'] == alone['common']}")
     kept, back = (len(pickle.dumps(value)) for value in (alone["words"], run["common"]))
     print(f"{kept:,} bytes of counts stayed on the workers, {back} bytes came back")
