@@ -1835,7 +1835,9 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
         kind = type(value)
         if kind.__module__ == "numpy" and not getattr(value, "shape", True):
             value = value.item()
-        if type(value) in (bool, int, float) or (type(value) is str and len(value) <= 200):
+        # An int of thousands of digits cannot be written as text.
+        is_short = type(value) is int and value.bit_length() <= 1024
+        if is_short or type(value) in (bool, float) or (type(value) is str and len(value) <= 200):
             found[name] = value
     return found
 
@@ -2245,13 +2247,15 @@ class Store:
             self._say("save", f"runs cannot be recorded in {self.path}: {error}")
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of runs, oldest first; a line cut short by a full disk is left out."""
+        """Yield the records of runs, oldest first; leave out what is none, as a cut line."""
         import json
 
-        with contextlib.suppress(FileNotFoundError), open(f"{self.path}/{_RECORDS}", "rb") as file:
+        with contextlib.suppress(OSError), open(f"{self.path}/{_RECORDS}", "rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        yield record
 
     # Once only
 
@@ -3903,10 +3907,10 @@ class Run(_Shown, Mapping[str, Any]):
     def record(self) -> dict[str, Any]:
         """The run without its values, ready for ``json.dumps``; times in seconds."""
         error = self._error or "".join(map(_error_line, [*self.errors.values()][:1]))
-        values = {n: v for n, v in self._values.items() if not isinstance(v, _Lazy)}
+        inputs = self._shows.inputs  # an input that is a target may be a secret
+        values = {n: inputs.get(n, v) for n, v in self._values.items() if not isinstance(v, _Lazy)}
         heads = [v.head for v in self._values.values() if isinstance(v, _Stored)]
         kept = {name: metric for head in heads for name, metric in head.metrics.items()}
-        inputs = self._shows.inputs.items()
         return {
             "id": os.urandom(6).hex(),
             "pipeline": self._shows.title,
@@ -3916,7 +3920,9 @@ class Run(_Shown, Mapping[str, Any]):
             "error": error,
             **_whereabouts(),
             **_git(_folder_of(self._shows.graph), int(self._started // 10)),
-            "inputs": {n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs},
+            "inputs": {
+                n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs.items()
+            },
             "targets": list(self._values),
             "metrics": _metrics(values) | {n: m for n, m in kept.items() if n in self._values},
             "steps": {
@@ -3958,9 +3964,9 @@ def _noted(value: Any) -> dict[str, Any]:
 
     if isinstance(value, _InCatalog):
         return {"catalog": str(value)}
-    if isinstance(value, os.PathLike):
-        return {"path": os.fspath(value)}
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
+        if isinstance(value, os.PathLike):
+            return {"path": os.fsdecode(value)}
         text = json.dumps(value)
         if len(text) <= _LONGEST_NOTE and json.loads(text) == value:
             return {"value": value}
@@ -3975,21 +3981,16 @@ def _git(folder: str, tens: int) -> dict[str, Any]:
     """Return the commit of a folder and whether files differ from it; asked every ten seconds."""
     import subprocess
 
-    command = [
-        "git",
-        "-C",
-        folder or ".",
-        "status",
-        "--porcelain=v2",
-        "--branch",
-        "--untracked-files=no",
-    ]
+    # Without locks, or a commit of the user's at the same moment would find the index locked.
+    command = ["git", "--no-optional-locks", "-C", folder or ".", "status"]
+    command += ["--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # there is no git, or it hangs on a network
         return {"commit": "", "dirty": False}
-    found = re.search(r"^# branch.oid ([0-9a-f]+)$", done.stdout, re.MULTILINE)
-    dirty = any(line[:1] != "#" for line in done.stdout.splitlines())
+    text = done.stdout.decode(errors="replace")  # names of branches and files are any bytes
+    found = re.search(r"^# branch.oid ([0-9a-f]+)$", text, re.MULTILINE)
+    dirty = any(line[:1] != "#" for line in text.splitlines())
     return {"commit": found[1] if found else "", "dirty": dirty}
 
 
@@ -4012,7 +4013,7 @@ class _Record(dict[str, Any]):
         self.inputs: dict[str, Any] = {}
         self.steps: dict[str, dict[str, Any]] = line.get("steps", {})
         for name, noted in line.get("inputs", {}).items():
-            self[f"inputs.{name}"] = next(iter(noted.values()))
+            self[f"inputs.{name}"] = next(iter(noted.values()), None)
             if "path" in noted:
                 self.inputs[name] = Path(noted["path"])
             elif "value" in noted:
@@ -4839,7 +4840,8 @@ class _Loop:
             else:
                 value = value.load() if isinstance(value, _Lazy) else value
                 if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-                    what = f"maps over '{name}', which is {_brief(value)}"
+                    found = _brief(_hidden({name: value}, self.reuse.secret)[name])
+                    what = f"maps over '{name}', which is {found}"
                     expected = "expected a list, or another iterable of elements"
                     raise step._error(what, expected, ResultError)
                 value = list(value)
@@ -5541,8 +5543,12 @@ class Pipeline(_Shown):
         >>> [row["metrics.more"] for row in pipeline.history()]
         [2, 3]
         """
-        lines = (x for x in self._store._records() if x.get("pipeline") == self._title)
-        return _History(map(_Record, lines))
+        history = _History()
+        for line in self._store._records():
+            if line.get("pipeline") == self._title:
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    history.append(_Record(line))  # unless another dagkit wrote it otherwise
+        return history
 
     @property
     def store(self) -> Store:

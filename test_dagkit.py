@@ -4139,6 +4139,64 @@ def test_lines_of_many_processes_do_not_mix_and_a_torn_one_is_left_out(tmp_path:
     assert len([*made.store._records()]) == 240
 
 
+def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
+    """Python refuses to write an int of so many digits; a path may be of bytes."""
+
+    class Odd(os.PathLike[bytes]):
+        def __fspath__(self) -> bytes:
+            return b"\xff"
+
+    huge = 10**5000
+    made = Pipeline(Step(lambda x, p: x, name="big", cache=True), {"more": lambda big: big + 1})
+    for _ in range(2):
+        assert made.run(x=huge, p=Odd())["more"] == huge + 1
+    assert [row.get("metrics.more") for row in made.history()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "null", "{}", '{"pipeline": "pipeline", "inputs": {"x": 3}, "steps": null}']
+)
+def test_lines_that_are_no_record_are_left_out_of_the_history(text: str, shop: Pipeline) -> None:
+    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
+    made.run("total", prices=[1])
+    with open(Path(made.store.path) / "runs.jsonl", "a") as file:
+        file.write(f"{text}\n")
+    made.run("total", prices=[2])
+    assert [row["metrics.total"] for row in made.history()] == [1, 2]
+
+
+def test_records_that_cannot_be_read_are_an_empty_history(shop: Pipeline) -> None:
+    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
+    (Path(made.store.path) / "runs.jsonl").mkdir(parents=True)
+    (Path(made.store.path) / "CACHEDIR.TAG").write_bytes(dagkit._TAG)
+    with pytest.warns(DagkitWarning, match="runs cannot be recorded"):
+        assert made.run("total", prices=[1])["total"] == 1
+    assert made.history() == []
+
+
+def test_a_secret_is_not_shown_as_a_target_nor_by_the_error_of_a_map() -> None:
+    step = Step(len, map="obj", args={"obj": "token"})
+    made = Pipeline(step, store=os.environ["DAGKIT_STORE"], secret="token")
+    assert made.run("token", token="s3cr3t")["token"] == "s3cr3t"
+    with pytest.raises(DagkitError, match="which is <secret>"):
+        made.run(token="s3cr3t")
+    assert "s3cr3t" not in json.dumps(kept_runs(made))
+
+
+def test_a_branch_may_have_any_name_and_git_is_asked_without_a_lock(tmp_path: Path) -> None:
+    """``git status`` else rewrites the index: a commit at that moment would find it locked."""
+    app = tmp_path / "app"
+    write(app, {"flow.py": "def one(): return 1\n"})
+    git = ["git", "-C", str(app), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    (app / ".git" / "HEAD").write_bytes(b"ref: refs/heads/caf\xe9\n")
+    os.utime(app / "flow.py", (1, 1))  # git would note that it is as it was
+    before = (app / ".git" / "index").read_bytes()
+    assert dagkit._git(str(app), -1) == {"commit": "", "dirty": True}
+    assert (app / ".git" / "index").read_bytes() == before
+
+
 def test_the_commit_of_the_code_is_recorded(tmp_path: Path) -> None:
     git = ["git", "-C", str(tmp_path / "app"), "-c", "user.name=a", "-c", "user.email=a@b"]
     write(tmp_path / "app", {"flow.py": "def one(): return 1\n"})
