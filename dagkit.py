@@ -2316,10 +2316,17 @@ class _Lazy:
     def load(self) -> Any:
         raise NotImplementedError
 
+    def counted(self, names: list[tuple[str, str]]) -> str:
+        """Return the fingerprint, and add to ``names`` what the value only names."""
+        names += self.named.items()
+        return self.fingerprint
+
 
 def _print_of(value: Any, names: list[tuple[str, str]] | None = None) -> str:
-    """Return the fingerprint of a value, at hand or not."""
-    return value.fingerprint if isinstance(value, _Lazy) else _fingerprint(value, names)
+    """Return the fingerprint of a value, at hand or not; add what it names to ``names``."""
+    if isinstance(value, _Lazy):
+        return value.counted([] if names is None else names)
+    return _fingerprint(value, names)
 
 
 class _Format(NamedTuple):
@@ -3547,7 +3554,10 @@ class _Mapped(_Lazy):
 
     @property
     def fingerprint(self) -> str:
-        return _joined(map(_print_of, self.items))
+        return self.counted([])
+
+    def counted(self, names: list[tuple[str, str]]) -> str:
+        return _joined([_print_of(item, names) for item in self.items])
 
     def load(self) -> Any:
         return [x.load() if isinstance(x, _Lazy) else x for x in self.items]
@@ -3560,9 +3570,8 @@ class _Whole(_Mapped):
         super().__init__(items)
         self._fingerprint = fingerprint
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint or super().fingerprint
+    def counted(self, names: list[tuple[str, str]]) -> str:
+        return self._fingerprint or super().counted(names)
 
     def load(self) -> Any:
         return tuple(super().load())
@@ -4614,7 +4623,7 @@ class _Fan:
         ran = [run for run in self.runs if run.status == "ran"]
         return _StepState(
             self.step.name,
-            "ran" if ran or not self.runs else "cached",
+            "cached" if self.step.cache and not ran else "ran",
             sum(run.seconds for run in ran),
             ran[0].reason if ran else "",
             max((run.attempts for run in ran), default=1),
@@ -4666,6 +4675,7 @@ class _Loop:
         self.fans: dict[str, _Fan] = {}  # by the values that running mapped steps make
         # Of values in memory, until a step may have changed them: with the files that they name.
         self.prints = {} if start else dict(policy.prints)
+        self.naming = {name for name, (_, files) in self.prints.items() if files}
         made = ((value, step) for step in self.todo for value in step.values)
         self.makers = {value: step for value, step in made if value not in order.given}
         # How many steps, and targets, still need each value; inputs stay with the run.
@@ -4912,16 +4922,15 @@ class _Loop:
 
     def fingerprint(self, name: str, value: Any) -> tuple[str, Collection[tuple[str, str]]]:
         """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
-        if isinstance(value, _Lazy):
-            return value.fingerprint, value.named.items()
         # Not of an element, or the default in place of a value.
-        is_value = self.values.get(name) is value
+        is_value = self.values.get(name) is value and not isinstance(value, _Lazy)
         if is_value and name in self.prints:
             return self.prints[name]
         files: list[tuple[str, str]] = []
-        found = _fingerprint(value, files), files
+        found = _print_of(value, files), files
         if is_value:
             self.prints[name] = found
+            self.naming |= {name} if files else set()
         return found
 
     def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
@@ -5096,6 +5105,9 @@ class _Loop:
             for name in ("name", "elements", "size"):
                 del facts[name]
             self.emit("step finished", run.name, **facts)
+        if run.status != "cached":  # it may have written a file that a value names
+            while self.naming:
+                self.prints.pop(self.naming.pop(), None)
         over = self.makers[run.name]
         for name in over._needs:
             self.uses[name] -= 1
@@ -5171,6 +5183,7 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
         except _Again:
             values.clear()
             values.update(inputs)
+            policy = policy._replace(prints={})  # what has run may have changed them
         finally:
             first = None
 

@@ -2101,6 +2101,79 @@ def test_a_result_file_that_changes_while_a_step_reads_it(
     assert Path(out).read_text() == "right"
 
 
+@pytest.mark.parametrize("looked", ["before the run", "by an earlier step"])
+def test_a_file_that_an_earlier_step_of_the_run_writes_counts_as_written(
+    tmp_path: Path, looked: str
+) -> None:
+    """Also if the run has already fingerprinted the path, for its record or another step."""
+
+    def made(text: str) -> Pipeline:
+        @step(cache=True)
+        def size(path: Path) -> int:
+            return 1
+
+        @step(cache=True)
+        def download(out: str, size: int = 0) -> None:
+            Path(out).write_text(text)
+
+        @step(cache=True)
+        def parsed(path: Path, download: None) -> str:
+            return path.read_text()
+
+        return Pipeline(download, parsed, *[size] * (looked == "by an earlier step"))
+
+    path = tmp_path / "in.txt"
+    for text in ("old", "new"):
+        for _ in range(2):
+            assert made(text).run(path=path, out=str(path))["parsed"] == text
+
+
+def test_files_in_a_list_of_a_map_that_change_while_a_step_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each element is a value of its own, and all their files are looked at again."""
+    file = tmp_path / "in.txt"
+    file.write_text("old")
+
+    @step(cache=True, map="n")
+    def paths(n: int) -> Path:
+        return file
+
+    @step(cache=True)
+    def texts(paths: list[Path]) -> list[str]:
+        if os.environ.get("EDIT"):
+            file.write_text(os.environ["EDIT"])
+        return [path.read_text() for path in paths]
+
+    made = Pipeline(paths, texts)
+    monkeypatch.setenv("EDIT", "new")
+    assert made.run(n=[1, 2])["texts"] == ["new"] * 2
+    monkeypatch.delenv("EDIT")
+    file.write_text("old")
+    assert made.run(n=[1, 2])["texts"] == ["old"] * 2
+    assert went(made.run(n=[1, 2])) == "paths cached, texts cached"
+
+
+def test_a_run_that_begins_again_looks_at_its_inputs_again() -> None:
+    """A step that is not cached has changed one: what is made of it is no value of the old one."""
+
+    def total(rows: list[int]) -> int:
+        return sum(rows)
+
+    def grow(rows: list[int]) -> None:
+        rows.append(100)
+
+    def report(total: int, grow: None) -> int:
+        return total
+
+    made = Pipeline(Step(total, cache=True), grow, Step(report, cache=True))
+    assert made.run("report", rows=[1, 2])["report"] == 3
+    made.store.clear("report")
+    made.store.prune(max_bytes=0)
+    made.run("report", rows=[1, 2])
+    assert made.run("total", rows=[1, 2])["total"] == 3
+
+
 def test_a_file_that_changes_while_another_process_has_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_text("old")
@@ -4843,6 +4916,9 @@ def test_a_map_after_a_map_and_a_plain_step(executor: Any) -> None:
 def test_an_empty_map_gives_an_empty_list(executor: Any) -> None:
     run = Pipeline(square_all, negate_all, summed, executor=executor).run(item=[])
     assert (run["square"], run["negated"], run["summed"]) == ([], [], 0)
+    made = Pipeline(Step(square, map="item", cache=True), executor=executor)
+    assert made.plan(item=[])["square"].status == "fresh"
+    assert made.run(item=[]).steps["square"].status == "cached"
 
 
 def test_several_arguments_are_mapped_side_by_side() -> None:
