@@ -2344,6 +2344,12 @@ def _frames(kind: str, packs: bool = False, **options: Any) -> _Format:
     def save(_: Any, value: Any, file: Any) -> None:
         if not hasattr(value, f"to_{kind}"):
             raise TypeError(f"expected a pandas.DataFrame, got {_brief(value)}")
+        index = value.index
+        if "index" in options and (
+            any(index.names) or (len(index) and index.dtype.kind not in "iu")
+        ):
+            # Such as that of a groupby: without it nobody could tell what the rows are.
+            raise TypeError(f"a .{kind} does not keep the index: use reset_index(), or .parquet")
         getattr(value, f"to_{kind}")(file, **options)
 
     return _Format("pandas", lambda m, file: getattr(m, f"read_{kind}")(file), save, packs)
@@ -2396,7 +2402,8 @@ class _File:
     def __init__(self, name: str, path: str) -> None:
         self.name, self.path, self.is_local = name, path, "://" not in path
         # A worker process may be in another folder.
-        self.where = os.path.abspath(path) if self.is_local else path
+        self.where = os.path.abspath(os.path.expanduser(path)) if self.is_local else path
+        self.label = f"{'file' if self.is_local else 'data'} {self.where}"
         stem, suffix = os.path.splitext(path)
         self.packed = suffix == ".gz"
         self.suffix = os.path.splitext(stem)[1] if self.packed else suffix
@@ -2416,11 +2423,6 @@ class _File:
     def format(self) -> _Format:
         return _FORMATS[self.suffix]
 
-    @property
-    def label(self) -> str:
-        """The name under which a store notes the content."""
-        return f"{'file' if self.is_local else 'data'} {self.where}"
-
     @contextlib.contextmanager
     def opened(self, path: str, mode: Literal["rb", "wb"]) -> Iterator[Any]:
         with contextlib.ExitStack() as stack:
@@ -2438,10 +2440,13 @@ class _File:
             yield file
 
     @property
-    def reader(self) -> str:
+    def reader(self) -> dict[str, str]:
         """What makes the value of the content: another version may make another one."""
-        module = self.format.module
-        return f"{self.suffix} {_version(module) if module in ('numpy', 'pandas') else ''}"
+        with contextlib.suppress(ImportError):  # of a package that is not installed
+            module = self.format.module
+            if module in ("numpy", "pandas"):
+                return {f"package {module}": _version(module)}
+        return {}
 
     def mark(self) -> str:
         """Fingerprint the content as it is now."""
@@ -2467,14 +2472,17 @@ class _File:
             with self.opened(self.where, "wb") as file:
                 self.format.save(importlib.import_module(self.format.module), value, file)
             return self.mark()
-        folder, name = os.path.split(self.where)
+        where = os.path.realpath(self.where)  # a link stays one
+        folder, name = os.path.split(where)
         os.makedirs(folder, exist_ok=True)
         aside = os.path.join(folder, f".{os.urandom(4).hex()}.{name}")
         try:
             with self.opened(aside, "wb") as file:
                 self.format.save(importlib.import_module(self.format.module), value, file)
             mark = _named_mark(f"file {aside}")  # before another process can replace it
-            os.replace(aside, self.where)
+            with contextlib.suppress(OSError):
+                os.chmod(aside, stat.S_IMODE(os.stat(where).st_mode))  # who may read it stays so
+            os.replace(aside, where)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
@@ -2485,11 +2493,11 @@ class _File:
 class _DataSet:
     """Any object with ``load()`` and ``save(value)``, as Kedro's; counts by what it loads."""
 
-    is_local, reader = False, ""
+    suffix, is_local = "", False
 
     def __init__(self, name: str, inner: Any) -> None:
         self.name, self.inner = name, inner
-        self.label = f"data {name}"
+        self.label, self.reader = f"data {name}", dict[str, str]()
 
     def __str__(self) -> str:
         return f"<{type(self.inner).__name__} '{self.name}'>"
@@ -2525,12 +2533,18 @@ class _InCatalog(_Lazy):
         return self._mark
 
     @property
-    def named(self) -> Mapping[str, str]:  # type: ignore[override]
-        return {self.place.label: self.mark}
-
-    @property
     def fingerprint(self) -> str:
-        return self._fingerprint or _joined(["catalog", self.place.reader, self.mark])
+        if self._fingerprint:
+            return self._fingerprint
+        try:
+            content = [self.mark, *self.place.reader.values()]
+            if self.place.suffix == ".pkl":  # whose bytes only name the classes of the project
+                content.append(_fingerprint(self.load()))
+        except _Opaque:
+            raise
+        except Exception as error:  # whoever needs the value will say so
+            raise _Opaque(f"catalog {self.place.name}", type(error).__name__) from error
+        return _joined(["catalog", self.place.suffix, *content])
 
     def load(self) -> Any:
         value, mark = self.place.load()
@@ -2557,21 +2571,54 @@ def _find_places(
             places[name] = _DataSet(name, entry)
             continue
         path = os.fspath(entry)
-        lacking = [n for n in _template_names(path) if inputs.get(n, _REQUIRED) is _REQUIRED]
+        lacking = [
+            n
+            for n in _template_names(name, path)
+            if inputs.get(n, _REQUIRED) is _REQUIRED or isinstance(inputs[n], _InCatalog)
+        ]
         if lacking:
             raise MissingInputError(
                 f"the path of '{name}' in the catalog needs {_listed(map(repr, lacking))}, which "
                 f"run() was not given\n  {path}",
                 missing=tuple(lacking),
             )
-        places[name] = _File(name, path.format_map(inputs) if _template_names(path) else path)
+        try:
+            filled = path.format_map(inputs)
+        except (ValueError, TypeError) as error:
+            text = f"the path of '{name}' in the catalog cannot be filled in: {error}\n  {path}"
+            raise CatalogError(text, name=name) from error
+        places[name] = _File(name, filled)
+    files: dict[str, list[str]] = {}
+    for name, place in places.items():
+        if isinstance(place, _File):
+            real = os.path.realpath(place.where) if place.is_local else place.where
+            files.setdefault(real, []).append(name)
+    for names in files.values():
+        if len(names) > 1 and not all(isinstance(inputs.get(n), _InCatalog) for n in names):
+            raise CatalogError(
+                f"the catalog keeps {_listed(map(repr, names))} in one file: "
+                f"{places[names[0]]}\n  one would overwrite the other: give each a path of its own",
+                name=names[0],
+            )
     return places
 
 
-def _template_names(path: str) -> list[str]:
+def _template_names(name: str, path: str) -> list[str]:
+    """Return the names in the braces of a path, or raise ``CatalogError``."""
     import string
 
-    return [name for _, name, _, _ in string.Formatter().parse(path) if name]
+    try:
+        fields = [x for x in string.Formatter().parse(path) if x[1] is not None]
+        good = all(str(x[1]).isidentifier() and "{" not in str(x[2]) for x in fields)
+    except ValueError:
+        good = False
+    if not good:
+        raise CatalogError(
+            f"the path of '{name}' in the catalog is no template: {path}\n"
+            "  expected names of inputs in braces, and {{ }} for braces",
+            name=name,
+        )
+    return [str(x[1]) for x in fields]
 
 
 def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
@@ -2588,7 +2635,7 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
     for name, entry in catalog.items():
         if isinstance(entry, str | os.PathLike):
             _File(name, os.fspath(entry))  # for its CatalogError
-            for needed in _template_names(os.fspath(entry)):
+            for needed in _template_names(name, os.fspath(entry)):
                 if needed not in graph.makers:
                     inputs.setdefault(needed, _REQUIRED)
         elif not (hasattr(entry, "load") and hasattr(entry, "save")):
@@ -3621,9 +3668,11 @@ class _Reuse:
             if step.version is not None:
                 parts = {**parts, "version": _fingerprint(step.version)}
                 digest += parts["version"]
-            places = {
-                f"catalog {n}": str(self.catalog[n]) for n in step.values if n in self.catalog
-            }
+            places: dict[str, str] = {}
+            for name in step.values:
+                if name in self.catalog:
+                    place = self.catalog[name]
+                    places |= {f"catalog {name}": str(place), **place.reader}
             parts = {**parts, **places}
             about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
             digest += repr(places) * bool(places)
@@ -3659,13 +3708,15 @@ class _Reuse:
         kept_for = step.cache.total_seconds() if isinstance(step.cache, timedelta) else math.inf
         if time.time() - head.created > kept_for:
             return "expired"
-        if not head.kept and not {step.name, *step.outputs}.isdisjoint(self.order.targets):
+        held = {step.name, *step.outputs} - self.catalog.keys()
+        if not head.kept and not held.isdisjoint(self.order.targets):
             return "payload pruned"
-        places = [self.catalog[name] for name in step.values if name in self.catalog]
-        makers = {place.label: place.mark for place in places}
         for name, mark in head.named.items():
+            # Not by its path: the whole project may have been moved, or copied.
+            place = self.catalog.get(name[8:]) if name[:8] == "catalog " else None
             try:
-                if (makers[name]() if name in makers else _named_mark(name)) != mark:
+                if (place.mark() if place else _named_mark(name)) != mark:
+                    name = place.label if place else name
                     kind, _, what = name.partition(" ")
                     gone = kind == "file" and not os.path.lexists(what)
                     return f"{kind} {_from_here(what)} {'is gone' if gone else 'changed'}"
@@ -3767,7 +3818,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
                 elif name in stored and name in step._over and name not in elements:
-                    with contextlib.suppress(_BadEntry, TypeError):
+                    with contextlib.suppress(Exception):  # a run will say what is wrong with it
                         elements[name] = [_fingerprint(item) for item in stored[name].load()]
             unknown = [name for name in step.needs if name not in prints]
             unknown += [name for name in step._over if name not in elements]
@@ -4413,12 +4464,20 @@ def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made where the catalog says, and in the store; values become loads."""
     if job.step.poke is not None and not made.values[job.step.name]:
         return made  # a sensor that has seen nothing has no value yet
-    marks: dict[str, str] = {}
+    marks, notes = dict[str, str](), dict[str, Any]()
     if job.catalog:
         values = dict(made.values)
         for name, place in job.catalog.items():
-            marks[place.label] = place.save(values[name])
-            values[name] = _InCatalog(place, marks[place.label])
+            named: dict[str, str] = {}
+            if place.suffix == ".pkl":  # whose bytes only name the classes of the project
+                try:
+                    _pickled(values[name], named)
+                except _Opaque:  # nobody could tell when it is another one
+                    job = job._replace(head=None)
+            mark = place.save(values[name])
+            marks |= {**named, f"catalog {name}": mark}
+            values[name] = _InCatalog(place, mark)
+            notes[name] = (place.suffix, place.reader, mark, named)
         if job.step.outputs:
             values[job.step.name] = _Whole([values[name] for name in job.step.outputs])
         made = _Made(values, made.seconds)
@@ -4429,10 +4488,10 @@ def _kept(job: _Job, made: _Made) -> _Made:
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
-    # Of a value in the catalog the entry holds what was written there, to be compared.
+    # Of a value in the catalog the entry holds what was written there, and who reads it.
     value: Any = [
-        value.mark if isinstance(value, _InCatalog) else value
-        for value in map(made.values.__getitem__, job.step.outputs or (job.step.name,))
+        notes[name] if name in notes else made.values[name]
+        for name in job.step.outputs or (job.step.name,)
     ]
     head = job.head._replace(seconds=made.seconds, named=marks)
     found = job.store._save(head, value if job.step.outputs else value[0])
@@ -4464,7 +4523,7 @@ def _stored(store: Store, head: _Head, catalog: Mapping[str, _Place]) -> dict[st
     placed = [name for name in values if name in catalog]
     for name in placed:
         place = catalog[name]
-        values[name] = _InCatalog(place, head.named[place.label], values[name].fingerprint)
+        values[name] = _InCatalog(place, head.named[f"catalog {name}"], values[name].fingerprint)
     if placed and head.outputs:
         values[head.step] = _Whole([values[name] for name in head.outputs], head.fingerprint)
     return values
@@ -4906,7 +4965,8 @@ class _Loop:
         """Return what a call in flight has made, or raise what it has raised."""
         job, future, client = task.job, self.flight.pop(task), self.pool.client
         try:
-            stays = client is not None and job.sent and not job.head and not job.step.poke
+            stays = client is not None and job.sent and not job.step.poke
+            stays = stays and job.head is None and not job.catalog  # else it is kept from here
             if not stays or future.exception() is not None:
                 return future.result()
             used = [name for name in job.step.values if self.uses[name]]
@@ -5464,7 +5524,8 @@ class Pipeline(_Shown):
         reuse.distrusted |= distrusted
         keep_going, prints = self._on_error == "continue", dict[str, Any]()
         for name, value in used.items() if self._is_recorded() else ():
-            if isinstance(value, _InCatalog) and not value.place.is_local:
+            place = value.place if isinstance(value, _InCatalog) else None
+            if place and (not place.is_local or place.suffix == ".pkl"):
                 continue  # it would have to be loaded
             with contextlib.suppress(_Opaque):
                 names: list[tuple[str, str]] = []

@@ -2616,6 +2616,13 @@ def headline(biggest_city: dict[str, Any]) -> str:
     return f"{biggest_city['city']} leads"
 
 
+CONNECTION = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def opaque(n: int) -> int:
+    return n + 1 if CONNECTION else 0
+
+
 def catalogued(**more: Any) -> Pipeline:
     catalog = {"raw": "data/raw.csv", "cities": "out/cities.csv", "biggest_city": "out/top.json"}
     return Pipeline(cities, biggest_city, headline, catalog=catalog | more)
@@ -2818,6 +2825,16 @@ def test_the_catalog_works_on_all_executors(executor: Any, folder: Path) -> None
     assert json.loads((folder / "out/top.json").read_text())["city"] == "Oslo"
 
 
+def test_what_has_no_fingerprint_is_kept_in_the_catalog_on_all_executors(
+    executor: Any, folder: Path
+) -> None:
+    catalog = {"opaque": "out/opaque.json"}
+    made = Pipeline(opaque, executor=executor, catalog=catalog, store=folder / "store")
+    assert made.plan(n=1)["opaque"].reason.startswith("no fingerprint: opaque -> constant ")
+    assert made.run(n=1)["opaque"] == 2
+    assert (folder / "out/opaque.json").read_text() == "2\n"
+
+
 def test_a_save_that_fails_leaves_what_was_there(folder: Path) -> None:
     def odd(n: int) -> Any:
         return n if n < 2 else {"n": n, "lock": threading.Lock()}
@@ -2836,6 +2853,151 @@ def test_a_frame_is_expected_where_pandas_writes(folder: Path) -> None:
     made = Pipeline({"rows": lambda: [1, 2]}, catalog={"rows": "out/rows.csv"})
     with pytest.raises(TypeError, match=r"expected a pandas.DataFrame, got \[1, 2\]"):
         made.run()
+
+
+@pytest.mark.parametrize(
+    ("index", "fits"),
+    [
+        (pd.Index([3, 5, 8]), True),
+        (pd.Index([3, 5, 8], name="id"), False),
+        (pd.Index(["a", "b", "c"]), False),
+        (pd.MultiIndex.from_tuples([(1, 2), (1, 3), (2, 2)], names=["a", "b"]), False),
+    ],
+    ids=["rows left over", "named", "text", "levels"],
+)
+def test_a_csv_is_not_written_without_an_index_that_says_something(
+    folder: Path, index: Any, fits: bool
+) -> None:
+    """As that of a groupby: who reads the file could not tell what its rows are."""
+    frame = TOWNS.set_index(index)
+    made = Pipeline({"rows": lambda frame: frame}, catalog={"rows": "out/rows.csv"})
+    if fits:
+        assert len(made.run(frame=frame)["rows"]) == 3
+    else:
+        with pytest.raises(TypeError, match="does not keep the index: use reset_index"):
+            made.run(frame=frame)
+
+
+def test_two_values_cannot_be_kept_in_one_file(folder: Path) -> None:
+    """Nor can an input be overwritten by what is made of it; two inputs may be read from one."""
+    os.symlink("data", "link")
+    steps: Any = {"more": lambda raw: raw, "most": lambda more, other: more}
+    for catalog in (
+        {"more": "out/a.csv", "most": "./out/../out/a.csv"},
+        {"more": "link/raw.csv", "raw": "data/raw.csv"},
+    ):
+        made = Pipeline(steps, catalog=catalog)
+        one, two = catalog
+        with pytest.raises(CatalogError) as caught:
+            made.run(**{"other": 1, "raw": TOWNS} if two == "most" else {"other": 1})
+        assert str(caught.value) == (
+            f"the catalog keeps '{one}', '{two}' in one file: {catalog[one]}\n"
+            "  one would overwrite the other: give each a path of its own"
+        )
+    assert len(pd.read_csv("data/raw.csv")) == 3
+    made = Pipeline(steps, catalog=dict.fromkeys(("raw", "other"), "data/raw.csv"))
+    assert len(made.run()["most"]) == 3
+
+
+@pytest.mark.parametrize("path", ["{0}.json", "{a.b}.json", "{}.json", "{a.json", "{n:{n}}.json"])
+def test_a_path_that_is_no_template_is_an_error(path: str) -> None:
+    with pytest.raises(CatalogError, match="expected names of inputs in braces"):
+        _ = Pipeline({"made": lambda n: n}, catalog={"made": path}).inputs
+
+
+def test_templates_take_formats_and_double_braces(folder: Path) -> None:
+    made = Pipeline({"made": lambda n: n}, catalog={"made": "out/{{a}}{n:03}.json"})
+    assert made.run(n=7)["made"] == 7
+    assert os.listdir("out") == ["{a}007.json"]
+    with pytest.raises(CatalogError, match=r"'made' in the catalog cannot be filled in: .*'str'"):
+        made.replace(catalog={"made": "{n:d}.json"}).run(n="x")
+    made = Pipeline({"made": lambda raw: 1}, catalog={"raw": "data/raw.csv", "made": "{raw}.json"})
+    with pytest.raises(MissingInputError, match="needs 'raw', which run\\(\\) was not given"):
+        made.run()
+
+
+def test_a_project_that_was_copied_keeps_its_own_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path counts as it is given: with its files a copy is reused, and the first not touched."""
+    made = catalogued()
+    made.run("headline")
+    shutil.copytree(folder, folder.parent / "copy")
+    monkeypatch.chdir(folder.parent / "copy")
+    assert {x.status for x in made.plan("biggest_city").values()} == {"fresh"}
+    os.unlink("out/cities.csv")
+    assert made.plan("headline")["cities"].reason == "file out/cities.csv is gone"
+    assert made.run("headline", factor=2.0)["headline"] == "Oslo leads"
+    assert json.loads((folder / "out/top.json").read_text())["factor"] == 1.0
+
+
+def test_a_link_stays_a_link_and_who_may_read_a_file_stays_so(folder: Path) -> None:
+    (folder / "disk").mkdir()
+    (folder / "disk" / "made.json").write_text("0")
+    (folder / "disk" / "made.json").chmod(0o640)
+    os.symlink("disk/made.json", "made.json")
+    made = Pipeline({"made": lambda n: n}, catalog={"made": "made.json"})
+    assert made.run(n=5)["made"] == 5
+    assert (os.readlink("made.json"), os.listdir("disk")) == ("disk/made.json", ["made.json"])
+    assert stat.S_IMODE(os.stat("made.json").st_mode) == 0o640
+    assert went(made.run(n=5)) == "made cached"
+
+
+@pytest.mark.parametrize("made", ["by a step", "elsewhere"])
+def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, made: str) -> None:
+    """Its bytes only name them: a model whose method was edited is another value."""
+    code = """
+        import os, pickle
+        from dagkit import Pipeline, step
+        import model
+        if not os.path.exists("in.pkl"):
+            pickle.dump(model.Model(), open("in.pkl", "wb"))
+        @step
+        def fitted():
+            return model.Model()
+        @step(cache=True)
+        def used(fitted):
+            return fitted.predict()
+        steps = [fitted, used] if FIT else used
+        run = Pipeline(steps, catalog={"fitted": "out.pkl" if FIT else "in.pkl"}).run("used")
+        print(run["used"], run.steps["used"].status)
+    """
+    code = textwrap.dedent(code).replace("FIT", str(made == "by a step"))
+    source = "class Model:\n    def predict(self): return {}\n"
+    app = tmp_path / "app"
+    for number, status in ((1, "ran"), (1, "cached"), (2, "ran"), (2, "cached")):
+        write(app, {"model.py": source.format(number)})
+        assert run_in(app, code) == f"{number} {status}\n"
+
+
+def test_equal_bytes_under_another_suffix_are_another_value(folder: Path) -> None:
+    def used(made: Any) -> str:
+        return repr(made)
+
+    for value, suffix in (("1\n", "txt"), (b"1\n", "bytes"), (1, "json")):
+        made = Pipeline(Step(lambda value: value, name="made"), Step(used, cache=True))
+        found = made.replace(catalog={"made": f"out/made.{suffix}"}).run("used", value=value)
+        assert found["used"] == repr(value)
+
+
+def test_a_pruned_entry_does_not_matter_to_a_value_in_the_catalog(folder: Path) -> None:
+    made = catalogued()
+    made.run("biggest_city")
+    made.store.prune(max_bytes=0)
+    assert {x.status for x in made.plan("biggest_city").values()} == {"fresh"}
+    assert made.run("biggest_city")["biggest_city"]["city"] == "Oslo"
+
+
+def test_a_plan_does_not_fail_for_data_that_cannot_be_loaded(folder: Path) -> None:
+    """It is the run that says so, as an error of the step that needs it."""
+    made = Pipeline(Step(lambda x: x, name="out", cache=True), catalog={"x": "x.pkl"})
+    assert made.plan()["out"].reason == "no fingerprint: catalog x -> FileNotFoundError"
+    with pytest.raises(FileNotFoundError) as caught:
+        made.run()
+    assert caught.value.__notes__[0].startswith("in step 'out' at ")
+    Path("x.json").write_text("[1")
+    mapped = Pipeline(Step(lambda x: x, name="out", cache=True, map="x"), catalog={"x": "x.json"})
+    assert mapped.plan()["out"].status == "new"
 
 
 def test_two_runs_that_write_one_file_never_take_each_others_value(folder: Path) -> None:
