@@ -2329,6 +2329,17 @@ def _print_of(value: Any, names: list[tuple[str, str]] | None = None) -> str:
     return _fingerprint(value, names)
 
 
+def _marks(values: Sequence[Any]) -> list[str]:
+    """Fingerprint what can be fingerprinted."""
+    marks = []
+    for value in values:
+        try:
+            marks.append(_fingerprint(value))
+        except _Opaque:
+            marks.append("")
+    return marks
+
+
 class _Format(NamedTuple):
     """How one kind of file becomes a value and back, by a module that is imported when used."""
 
@@ -2503,15 +2514,15 @@ class _DataSet:
         return f"<{type(self.inner).__name__} '{self.name}'>"
 
     def mark(self) -> str:
-        return self.load()[1]
+        return _fingerprint(self.inner.load())
 
     def load(self) -> tuple[Any, str]:
         value = self.inner.load()
-        return value, _fingerprint(value)
+        return value, *_marks([value])
 
     def save(self, value: Any) -> str:
         self.inner.save(value)
-        return self.mark()
+        return self.load()[1]
 
 
 _Place = _File | _DataSet
@@ -3721,7 +3732,7 @@ class _Reuse:
                     gone = kind == "file" and not os.path.lexists(what)
                     return f"{kind} {_from_here(what)} {'is gone' if gone else 'changed'}"
             except Exception:  # a module may raise anything when it is imported, a data set too
-                return f"{name} is gone"
+                return f"{place.label if place else name} is gone"
         return head
 
     def why(self, step: Step, wanted: _Head, after: str = "") -> str:
@@ -4027,9 +4038,14 @@ def _noted(value: Any) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
         if isinstance(value, os.PathLike):
             return {"path": os.fsdecode(value)}
-        text = json.dumps(value)
-        if len(text) <= _LONGEST_NOTE and json.loads(text) == value:
-            return {"value": value}
+        text = ""
+        for piece in json.JSONEncoder().iterencode(value):  # no further than it is short
+            text += piece
+            if len(text) > _LONGEST_NOTE:
+                break
+        else:
+            if json.loads(text) == value:
+                return {"value": value}
     return {"text": _brief(value)}
 
 
@@ -4042,7 +4058,8 @@ def _git(folder: str, tens: int) -> dict[str, Any]:
     import subprocess
 
     # Without locks, or a commit of the user's at the same moment would find the index locked.
-    command = ["git", "--no-optional-locks", "-C", folder or ".", "status"]
+    folder = folder if os.path.isdir(folder) else "."  # the code of a notebook has no real one
+    command = ["git", "--no-optional-locks", "-C", folder, "status"]
     command += ["--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=10)
@@ -4398,17 +4415,6 @@ _NO_JOB = _Job(Step(len))  # of a task that has not begun
 _inside: ContextVar[bool] = ContextVar("dagkit_inside", default=False)
 
 
-def _marks(values: Sequence[Any]) -> list[str]:
-    """Fingerprint what can be fingerprinted."""
-    marks = []
-    for value in values:
-        try:
-            marks.append(_fingerprint(value))
-        except _Opaque:
-            marks.append("")
-    return marks
-
-
 def _work(job: _Job, *args: Any) -> Any:
     """Call a step's function with values by position, then by keyword: the place that does so.
 
@@ -4475,6 +4481,7 @@ def _kept(job: _Job, made: _Made) -> _Made:
                 except _Opaque:  # nobody could tell when it is another one
                     job = job._replace(head=None)
             mark = place.save(values[name])
+            job = job if mark else job._replace(head=None)  # what it loads has no fingerprint
             marks |= {**named, f"catalog {name}": mark}
             values[name] = _InCatalog(place, mark)
             notes[name] = (place.suffix, place.reader, mark, named)
@@ -4607,7 +4614,9 @@ class _Pool:
         self.limit = 4 * int(workers) + 4 if executor is not None else math.inf
 
     def submit(self, job: _Job, args: Sequence[Any]) -> Any:
-        if self.here:
+        # An object of the user's loads and saves in this process, not in a worker's copy of it.
+        places = [*job.catalog.values(), *[getattr(value, "place", None) for value in args]]
+        if self.threads or (self.here and not any(isinstance(x, _DataSet) for x in places)):
             return self.executor.submit(_work, job, *args)
         job = job._replace(store=None, head=None, catalog={}, token=os.urandom(8).hex())
         options = {"pure": False} if self.client else {}
@@ -4617,7 +4626,7 @@ class _Pool:
         """Give what another machine can use for a value: a future of its own cluster, a copy."""
         if isinstance(value, _Remote):
             return value.future
-        if isinstance(value, _Mapped):
+        if isinstance(value, _Mapped) and not isinstance(value, _Whole):
             return [self.portable(item) for item in value.items]
         return value.load() if isinstance(value, _Lazy) else value
 

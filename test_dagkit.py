@@ -2804,6 +2804,64 @@ def test_any_object_with_load_and_save_is_an_entry(folder: Path) -> None:
     assert made.run()["headline"] == "Bern leads"
 
 
+def pair(n: int) -> tuple[int, int]:
+    return n, n + 1
+
+
+def type_of(pair: Any) -> str:
+    return type(pair).__name__
+
+
+def test_outputs_as_a_whole_are_a_tuple_on_all_executors(executor: Any, folder: Path) -> None:
+    catalog = {"low": "out/low.json"}
+    steps = [Step(pair, outputs=("low", "high")), type_of]
+    made = Pipeline(*steps, executor=executor, catalog=catalog, store=folder / "store")
+    assert made.run("type_of", n=1)["type_of"] == "tuple"
+
+
+class Memory(Table):
+    """Loads what it was given, and nothing before that; cannot be sent to another process."""
+
+    lock = None
+
+    def load(self) -> Any:
+        if self.value is None:
+            raise KeyError("nothing was saved")
+        return super().load()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not to be sent")
+
+
+def test_an_object_of_the_catalog_stays_in_the_calling_process(executor: Any, folder: Path) -> None:
+    """Saved by a worker, a value would be in the worker's copy of the object only."""
+    kept, catalog = folder / "store", {"cities": Memory()}
+    made = catalogued().replace(catalog=catalog, executor=executor, store=kept)
+    assert made.run("headline", raw=TOWNS)["headline"] == "Oslo leads"
+    assert len(catalog["cities"].value) == 2
+    assert made.plan("cities", raw=TOWNS)["cities"].status == "fresh"
+
+
+class Locks(Table):
+    """As a data set of Kedro's that loads functions: what it gives has no fingerprint."""
+
+    def load(self) -> Any:
+        return {"lock": threading.Lock()}
+
+
+def test_what_an_object_loads_may_have_no_fingerprint(folder: Path) -> None:
+    @step(cache=True)
+    def used(made: Any) -> int:
+        return len(made)
+
+    for source in (used, [Step(lambda: 1, name="made"), used]):
+        made = Pipeline(source, catalog={"made": Locks()})
+        assert [made.run("used")["used"] for _ in range(2)] == [1, 1]
+    assert reasons(Pipeline(used, catalog={"made": Locks()}).plan()) == [
+        "used stale: no fingerprint: _thread.lock"
+    ]
+
+
 def test_addresses_go_through_fsspec(folder: Path) -> None:
     import fsspec
 
@@ -4388,6 +4446,15 @@ def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
     assert [row.get("metrics.more") for row in made.history()] == [None, None]
 
 
+def test_a_long_input_is_not_written_as_text_to_see_that_it_is_long() -> None:
+    class Endless(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield from itertools.count()
+
+    assert dagkit._noted({"a": "x" * 4000})["value"] == {"a": "x" * 4000}
+    assert list(dagkit._noted({"a": Endless([1])})) == ["text"]
+
+
 @pytest.mark.parametrize(
     "text", ["5", "null", "{}", '{"pipeline": "pipeline", "inputs": {"x": 3}, "steps": null}']
 )
@@ -4447,6 +4514,17 @@ def test_the_commit_of_the_code_is_recorded(tmp_path: Path) -> None:
     assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "False"]
     (tmp_path / "app" / "flow.py").write_text("def one(): return 2\n")
     assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "True"]
+    notebook = code.replace(
+        "import os, flow, dagkit",
+        """
+        import os, dagkit
+        os.chdir(os.environ["APP"])
+        space = {}  # as ipykernel names the file of a cell
+        exec(compile("def one(): return 2", "/tmp/ipykernel_0/1.py", "exec"), space)
+        flow = space["one"]""",
+    )
+    found = run_in(tmp_path / "app", textwrap.dedent(notebook), APP=str(tmp_path / "app"))
+    assert found.split() == [head.stdout.strip(), "True"]
 
 
 ########################################################################################
