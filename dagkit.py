@@ -5359,6 +5359,8 @@ class Pipeline(_Shown):
     def __reduce__(self) -> Any:
         # What a pipeline does: its steps. So it counts where a step's code holds one.
         options: dict[str, Any] = {"on_error": self._on_error, "strict": self._strict}
+        options |= {"catalog": self._catalog} if self._catalog else {}
+        options |= {"secret": self.secret} if self.secret else {}  # a worker keeps it, too
         return functools.partial(Pipeline, **options), tuple(self._current().steps.values())
 
     def _current(self) -> _Graph:

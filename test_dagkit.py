@@ -2862,6 +2862,27 @@ def test_what_an_object_loads_may_have_no_fingerprint(folder: Path) -> None:
     ]
 
 
+def test_a_pipeline_inside_a_step_counts_and_travels_with_its_catalog(folder: Path) -> None:
+    """Where it loads from is what it does; and what is secret stays so in a worker."""
+
+    def outer(path: str) -> Pipeline:
+        inner = Pipeline({"more": lambda x: x + 1}, catalog={"x": path}, secret="x")
+
+        @step(cache=True)
+        def most() -> int:
+            return int(inner.run()["more"])
+
+        return Pipeline(most)
+
+    for number, path in enumerate(("1.json", "2.json")):
+        Path(path).write_text(str(number))
+        assert went(outer(path).run()) == "most ran"
+        assert went(outer(path).run()) == "most cached"
+    made = pickle.loads(pickle.dumps(catalogued().replace(secret="factor")))
+    assert made.run()["headline"] == "Oslo leads"
+    assert made.secret == {"factor"}
+
+
 def test_addresses_go_through_fsspec(folder: Path) -> None:
     import fsspec
 
