@@ -1837,7 +1837,9 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
         kind = type(value)
         if kind.__module__ == "numpy" and not getattr(value, "shape", True):
             value = value.item()
-        if type(value) in (bool, int, float) or (type(value) is str and len(value) <= 200):
+        # An int of thousands of digits cannot be written as text.
+        is_short = type(value) is int and value.bit_length() <= 1024
+        if is_short or type(value) in (bool, float) or (type(value) is str and len(value) <= 200):
             found[name] = value
     return found
 
@@ -2247,13 +2249,15 @@ class Store:
             self._say("save", f"runs cannot be recorded in {self.path}: {error}")
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of runs, oldest first; a line cut short by a full disk is left out."""
+        """Yield the records of runs, oldest first; leave out what is none, as a cut line."""
         import json
 
-        with contextlib.suppress(FileNotFoundError), open(f"{self.path}/{_RECORDS}", "rb") as file:
+        with contextlib.suppress(OSError), open(f"{self.path}/{_RECORDS}", "rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        yield record
 
     # Once only
 
@@ -2314,10 +2318,28 @@ class _Lazy:
     def load(self) -> Any:
         raise NotImplementedError
 
+    def counted(self, names: list[tuple[str, str]]) -> str:
+        """Return the fingerprint, and add to ``names`` what the value only names."""
+        names += self.named.items()
+        return self.fingerprint
+
 
 def _print_of(value: Any, names: list[tuple[str, str]] | None = None) -> str:
-    """Return the fingerprint of a value, at hand or not."""
-    return value.fingerprint if isinstance(value, _Lazy) else _fingerprint(value, names)
+    """Return the fingerprint of a value, at hand or not; add what it names to ``names``."""
+    if isinstance(value, _Lazy):
+        return value.counted([] if names is None else names)
+    return _fingerprint(value, names)
+
+
+def _marks(values: Sequence[Any]) -> list[str]:
+    """Fingerprint what can be fingerprinted."""
+    marks = []
+    for value in values:
+        try:
+            marks.append(_fingerprint(value))
+        except _Opaque:
+            marks.append("")
+    return marks
 
 
 class _Format(NamedTuple):
@@ -2335,6 +2357,12 @@ def _frames(kind: str, packs: bool = False, **options: Any) -> _Format:
     def save(_: Any, value: Any, file: Any) -> None:
         if not hasattr(value, f"to_{kind}"):
             raise TypeError(f"expected a pandas.DataFrame, got {_brief(value)}")
+        index = value.index
+        if "index" in options and (
+            any(index.names) or (len(index) and index.dtype.kind not in "iu")
+        ):
+            # Such as that of a groupby: without it nobody could tell what the rows are.
+            raise TypeError(f"a .{kind} does not keep the index: use reset_index(), or .parquet")
         getattr(value, f"to_{kind}")(file, **options)
 
     return _Format("pandas", lambda m, file: getattr(m, f"read_{kind}")(file), save, packs)
@@ -2387,7 +2415,8 @@ class _File:
     def __init__(self, name: str, path: str) -> None:
         self.name, self.path, self.is_local = name, path, "://" not in path
         # A worker process may be in another folder.
-        self.where = os.path.abspath(path) if self.is_local else path
+        self.where = os.path.abspath(os.path.expanduser(path)) if self.is_local else path
+        self.label = f"{'file' if self.is_local else 'data'} {self.where}"
         stem, suffix = os.path.splitext(path)
         self.packed = suffix == ".gz"
         self.suffix = os.path.splitext(stem)[1] if self.packed else suffix
@@ -2407,11 +2436,6 @@ class _File:
     def format(self) -> _Format:
         return _FORMATS[self.suffix]
 
-    @property
-    def label(self) -> str:
-        """The name under which a store notes the content."""
-        return f"{'file' if self.is_local else 'data'} {self.where}"
-
     @contextlib.contextmanager
     def opened(self, path: str, mode: Literal["rb", "wb"]) -> Iterator[Any]:
         with contextlib.ExitStack() as stack:
@@ -2429,10 +2453,13 @@ class _File:
             yield file
 
     @property
-    def reader(self) -> str:
+    def reader(self) -> dict[str, str]:
         """What makes the value of the content: another version may make another one."""
-        module = self.format.module
-        return f"{self.suffix} {_version(module) if module in ('numpy', 'pandas') else ''}"
+        with contextlib.suppress(ImportError):  # of a package that is not installed
+            module = self.format.module
+            if module in ("numpy", "pandas"):
+                return {f"package {module}": _version(module)}
+        return {}
 
     def mark(self) -> str:
         """Fingerprint the content as it is now."""
@@ -2458,14 +2485,17 @@ class _File:
             with self.opened(self.where, "wb") as file:
                 self.format.save(importlib.import_module(self.format.module), value, file)
             return self.mark()
-        folder, name = os.path.split(self.where)
+        where = os.path.realpath(self.where)  # a link stays one
+        folder, name = os.path.split(where)
         os.makedirs(folder, exist_ok=True)
         aside = os.path.join(folder, f".{os.urandom(4).hex()}.{name}")
         try:
             with self.opened(aside, "wb") as file:
                 self.format.save(importlib.import_module(self.format.module), value, file)
             mark = _named_mark(f"file {aside}")  # before another process can replace it
-            os.replace(aside, self.where)
+            with contextlib.suppress(OSError):
+                os.chmod(aside, stat.S_IMODE(os.stat(where).st_mode))  # who may read it stays so
+            os.replace(aside, where)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
@@ -2476,25 +2506,25 @@ class _File:
 class _DataSet:
     """Any object with ``load()`` and ``save(value)``, as Kedro's; counts by what it loads."""
 
-    is_local, reader = False, ""
+    suffix, is_local = "", False
 
     def __init__(self, name: str, inner: Any) -> None:
         self.name, self.inner = name, inner
-        self.label = f"data {name}"
+        self.label, self.reader = f"data {name}", dict[str, str]()
 
     def __str__(self) -> str:
         return f"<{type(self.inner).__name__} '{self.name}'>"
 
     def mark(self) -> str:
-        return self.load()[1]
+        return _fingerprint(self.inner.load())
 
     def load(self) -> tuple[Any, str]:
         value = self.inner.load()
-        return value, _fingerprint(value)
+        return value, *_marks([value])
 
     def save(self, value: Any) -> str:
         self.inner.save(value)
-        return self.mark()
+        return self.load()[1]
 
 
 _Place = _File | _DataSet
@@ -2516,12 +2546,18 @@ class _InCatalog(_Lazy):
         return self._mark
 
     @property
-    def named(self) -> Mapping[str, str]:  # type: ignore[override]
-        return {self.place.label: self.mark}
-
-    @property
     def fingerprint(self) -> str:
-        return self._fingerprint or _joined(["catalog", self.place.reader, self.mark])
+        if self._fingerprint:
+            return self._fingerprint
+        try:
+            content = [self.mark, *self.place.reader.values()]
+            if self.place.suffix == ".pkl":  # whose bytes only name the classes of the project
+                content.append(_fingerprint(self.load()))
+        except _Opaque:
+            raise
+        except Exception as error:  # whoever needs the value will say so
+            raise _Opaque(f"catalog {self.place.name}", type(error).__name__) from error
+        return _joined(["catalog", self.place.suffix, *content])
 
     def load(self) -> Any:
         value, mark = self.place.load()
@@ -2548,21 +2584,54 @@ def _find_places(
             places[name] = _DataSet(name, entry)
             continue
         path = os.fspath(entry)
-        lacking = [n for n in _template_names(path) if inputs.get(n, _REQUIRED) is _REQUIRED]
+        lacking = [
+            n
+            for n in _template_names(name, path)
+            if inputs.get(n, _REQUIRED) is _REQUIRED or isinstance(inputs[n], _InCatalog)
+        ]
         if lacking:
             raise MissingInputError(
                 f"the path of '{name}' in the catalog needs {_listed(map(repr, lacking))}, which "
                 f"run() was not given\n  {path}",
                 missing=tuple(lacking),
             )
-        places[name] = _File(name, path.format_map(inputs) if _template_names(path) else path)
+        try:
+            filled = path.format_map(inputs)
+        except (ValueError, TypeError) as error:
+            text = f"the path of '{name}' in the catalog cannot be filled in: {error}\n  {path}"
+            raise CatalogError(text, name=name) from error
+        places[name] = _File(name, filled)
+    files: dict[str, list[str]] = {}
+    for name, place in places.items():
+        if isinstance(place, _File):
+            real = os.path.realpath(place.where) if place.is_local else place.where
+            files.setdefault(real, []).append(name)
+    for names in files.values():
+        if len(names) > 1 and not all(isinstance(inputs.get(n), _InCatalog) for n in names):
+            raise CatalogError(
+                f"the catalog keeps {_listed(map(repr, names))} in one file: "
+                f"{places[names[0]]}\n  one would overwrite the other: give each a path of its own",
+                name=names[0],
+            )
     return places
 
 
-def _template_names(path: str) -> list[str]:
+def _template_names(name: str, path: str) -> list[str]:
+    """Return the names in the braces of a path, or raise ``CatalogError``."""
     import string
 
-    return [name for _, name, _, _ in string.Formatter().parse(path) if name]
+    try:
+        fields = [x for x in string.Formatter().parse(path) if x[1] is not None]
+        good = all(str(x[1]).isidentifier() and "{" not in str(x[2]) for x in fields)
+    except ValueError:
+        good = False
+    if not good:
+        raise CatalogError(
+            f"the path of '{name}' in the catalog is no template: {path}\n"
+            "  expected names of inputs in braces, and {{ }} for braces",
+            name=name,
+        )
+    return [str(x[1]) for x in fields]
 
 
 def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
@@ -2579,7 +2648,7 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
     for name, entry in catalog.items():
         if isinstance(entry, str | os.PathLike):
             _File(name, os.fspath(entry))  # for its CatalogError
-            for needed in _template_names(os.fspath(entry)):
+            for needed in _template_names(name, os.fspath(entry)):
                 if needed not in graph.makers:
                     inputs.setdefault(needed, _REQUIRED)
         elif not (hasattr(entry, "load") and hasattr(entry, "save")):
@@ -3545,7 +3614,10 @@ class _Mapped(_Lazy):
 
     @property
     def fingerprint(self) -> str:
-        return _joined(map(_print_of, self.items))
+        return self.counted([])
+
+    def counted(self, names: list[tuple[str, str]]) -> str:
+        return _joined([_print_of(item, names) for item in self.items])
 
     def load(self) -> Any:
         return [x.load() if isinstance(x, _Lazy) else x for x in self.items]
@@ -3558,9 +3630,8 @@ class _Whole(_Mapped):
         super().__init__(items)
         self._fingerprint = fingerprint
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint or super().fingerprint
+    def counted(self, names: list[tuple[str, str]]) -> str:
+        return self._fingerprint or super().counted(names)
 
     def load(self) -> Any:
         return tuple(super().load())
@@ -3610,9 +3681,11 @@ class _Reuse:
             if step.version is not None:
                 parts = {**parts, "version": _fingerprint(step.version)}
                 digest += parts["version"]
-            places = {
-                f"catalog {n}": str(self.catalog[n]) for n in step.values if n in self.catalog
-            }
+            places: dict[str, str] = {}
+            for name in step.values:
+                if name in self.catalog:
+                    place = self.catalog[name]
+                    places |= {f"catalog {name}": str(place), **place.reader}
             parts = {**parts, **places}
             about = (*sys.version_info[:2], step.name, step._takes, step._keywords, step.outputs)
             digest += repr(places) * bool(places)
@@ -3648,18 +3721,20 @@ class _Reuse:
         kept_for = step.cache.total_seconds() if isinstance(step.cache, timedelta) else math.inf
         if time.time() - head.created > kept_for:
             return "expired"
-        if not head.kept and not {step.name, *step.outputs}.isdisjoint(self.order.targets):
+        held = {step.name, *step.outputs} - self.catalog.keys()
+        if not head.kept and not held.isdisjoint(self.order.targets):
             return "payload pruned"
-        places = [self.catalog[name] for name in step.values if name in self.catalog]
-        makers = {place.label: place.mark for place in places}
         for name, mark in head.named.items():
+            # Not by its path: the whole project may have been moved, or copied.
+            place = self.catalog.get(name[8:]) if name[:8] == "catalog " else None
             try:
-                if (makers[name]() if name in makers else _named_mark(name)) != mark:
+                if (place.mark() if place else _named_mark(name)) != mark:
+                    name = place.label if place else name
                     kind, _, what = name.partition(" ")
                     gone = kind == "file" and not os.path.lexists(what)
                     return f"{kind} {_from_here(what)} {'is gone' if gone else 'changed'}"
             except Exception:  # a module may raise anything when it is imported, a data set too
-                return f"{name} is gone"
+                return f"{place.label if place else name} is gone"
         return head
 
     def why(self, step: Step, wanted: _Head, after: str = "") -> str:
@@ -3758,7 +3833,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
                 if name in values and name in step._over and isinstance(values[name], Iterable):
                     elements[name] = [_fingerprint(item) for item in values[name]]
                 elif name in stored and name in step._over and name not in elements:
-                    with contextlib.suppress(_BadEntry, TypeError):
+                    with contextlib.suppress(Exception):  # a run will say what is wrong with it
                         elements[name] = [_fingerprint(item) for item in stored[name].load()]
             unknown = [name for name in step.needs if name not in prints]
             unknown += [name for name in step._over if name not in elements]
@@ -3907,10 +3982,10 @@ class Run(_Shown, Mapping[str, Any]):
     def record(self) -> dict[str, Any]:
         """The run without its values, ready for ``json.dumps``; times in seconds."""
         error = self._error or "".join(map(_error_line, [*self.errors.values()][:1]))
-        values = {n: v for n, v in self._values.items() if not isinstance(v, _Lazy)}
+        inputs = self._shows.inputs  # an input that is a target may be a secret
+        values = {n: inputs.get(n, v) for n, v in self._values.items() if not isinstance(v, _Lazy)}
         heads = [v.head for v in self._values.values() if isinstance(v, _Stored)]
         kept = {name: metric for head in heads for name, metric in head.metrics.items()}
-        inputs = self._shows.inputs.items()
         return {
             "id": os.urandom(6).hex(),
             "pipeline": self._shows.title,
@@ -3920,7 +3995,9 @@ class Run(_Shown, Mapping[str, Any]):
             "error": error,
             **_whereabouts(),
             **_git(_folder_of(self._shows.graph), int(self._started // 10)),
-            "inputs": {n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs},
+            "inputs": {
+                n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs.items()
+            },
             "targets": list(self._values),
             "metrics": _metrics(values) | {n: m for n, m in kept.items() if n in self._values},
             "steps": {
@@ -3962,12 +4039,17 @@ def _noted(value: Any) -> dict[str, Any]:
 
     if isinstance(value, _InCatalog):
         return {"catalog": str(value)}
-    if isinstance(value, os.PathLike):
-        return {"path": os.fspath(value)}
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
-        text = json.dumps(value)
-        if len(text) <= _LONGEST_NOTE and json.loads(text) == value:
-            return {"value": value}
+        if isinstance(value, os.PathLike):
+            return {"path": os.fsdecode(value)}
+        text = ""
+        for piece in json.JSONEncoder().iterencode(value):  # no further than it is short
+            text += piece
+            if len(text) > _LONGEST_NOTE:
+                break
+        else:
+            if json.loads(text) == value:
+                return {"value": value}
     return {"text": _brief(value)}
 
 
@@ -3979,21 +4061,17 @@ def _git(folder: str, tens: int) -> dict[str, Any]:
     """Return the commit of a folder and whether files differ from it; asked every ten seconds."""
     import subprocess
 
-    command = [
-        "git",
-        "-C",
-        folder or ".",
-        "status",
-        "--porcelain=v2",
-        "--branch",
-        "--untracked-files=no",
-    ]
+    # Without locks, or a commit of the user's at the same moment would find the index locked.
+    folder = folder if os.path.isdir(folder) else "."  # the code of a notebook has no real one
+    command = ["git", "--no-optional-locks", "-C", folder, "status"]
+    command += ["--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # there is no git, or it hangs on a network
         return {"commit": "", "dirty": False}
-    found = re.search(r"^# branch.oid ([0-9a-f]+)$", done.stdout, re.MULTILINE)
-    dirty = any(line[:1] != "#" for line in done.stdout.splitlines())
+    text = done.stdout.decode(errors="replace")  # names of branches and files are any bytes
+    found = re.search(r"^# branch.oid ([0-9a-f]+)$", text, re.MULTILINE)
+    dirty = any(line[:1] != "#" for line in text.splitlines())
     return {"commit": found[1] if found else "", "dirty": dirty}
 
 
@@ -4016,7 +4094,7 @@ class _Record(dict[str, Any]):
         self.inputs: dict[str, Any] = {}
         self.steps: dict[str, dict[str, Any]] = line.get("steps", {})
         for name, noted in line.get("inputs", {}).items():
-            self[f"inputs.{name}"] = next(iter(noted.values()))
+            self[f"inputs.{name}"] = next(iter(noted.values()), None)
             if "path" in noted:
                 self.inputs[name] = Path(noted["path"])
             elif "value" in noted:
@@ -4341,17 +4419,6 @@ _NO_JOB = _Job(Step(len))  # of a task that has not begun
 _inside: ContextVar[bool] = ContextVar("dagkit_inside", default=False)
 
 
-def _marks(values: Sequence[Any]) -> list[str]:
-    """Fingerprint what can be fingerprinted."""
-    marks = []
-    for value in values:
-        try:
-            marks.append(_fingerprint(value))
-        except _Opaque:
-            marks.append("")
-    return marks
-
-
 def _work(job: _Job, *args: Any) -> Any:
     """Call a step's function with values by position, then by keyword: the place that does so.
 
@@ -4407,12 +4474,21 @@ def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made where the catalog says, and in the store; values become loads."""
     if job.step.poke is not None and not made.values[job.step.name]:
         return made  # a sensor that has seen nothing has no value yet
-    marks: dict[str, str] = {}
+    marks, notes = dict[str, str](), dict[str, Any]()
     if job.catalog:
         values = dict(made.values)
         for name, place in job.catalog.items():
-            marks[place.label] = place.save(values[name])
-            values[name] = _InCatalog(place, marks[place.label])
+            named: dict[str, str] = {}
+            if place.suffix == ".pkl":  # whose bytes only name the classes of the project
+                try:
+                    _pickled(values[name], named)
+                except _Opaque:  # nobody could tell when it is another one
+                    job = job._replace(head=None)
+            mark = place.save(values[name])
+            job = job if mark else job._replace(head=None)  # what it loads has no fingerprint
+            marks |= {**named, f"catalog {name}": mark}
+            values[name] = _InCatalog(place, mark)
+            notes[name] = (place.suffix, place.reader, mark, named)
         if job.step.outputs:
             values[job.step.name] = _Whole([values[name] for name in job.step.outputs])
         made = _Made(values, made.seconds)
@@ -4423,10 +4499,10 @@ def _kept(job: _Job, made: _Made) -> _Made:
             return made  # a file changed while the step read it: who knows which of the two it saw
     except _Opaque:
         return made
-    # Of a value in the catalog the entry holds what was written there, to be compared.
+    # Of a value in the catalog the entry holds what was written there, and who reads it.
     value: Any = [
-        value.mark if isinstance(value, _InCatalog) else value
-        for value in map(made.values.__getitem__, job.step.outputs or (job.step.name,))
+        notes[name] if name in notes else made.values[name]
+        for name in job.step.outputs or (job.step.name,)
     ]
     head = job.head._replace(seconds=made.seconds, named=marks)
     found = job.store._save(head, value if job.step.outputs else value[0])
@@ -4458,7 +4534,7 @@ def _stored(store: Store, head: _Head, catalog: Mapping[str, _Place]) -> dict[st
     placed = [name for name in values if name in catalog]
     for name in placed:
         place = catalog[name]
-        values[name] = _InCatalog(place, head.named[place.label], values[name].fingerprint)
+        values[name] = _InCatalog(place, head.named[f"catalog {name}"], values[name].fingerprint)
     if placed and head.outputs:
         values[head.step] = _Whole([values[name] for name in head.outputs], head.fingerprint)
     return values
@@ -4542,7 +4618,9 @@ class _Pool:
         self.limit = 4 * int(workers) + 4 if executor is not None else math.inf
 
     def submit(self, job: _Job, args: Sequence[Any]) -> Any:
-        if self.here:
+        # An object of the user's loads and saves in this process, not in a worker's copy of it.
+        places = [*job.catalog.values(), *[getattr(value, "place", None) for value in args]]
+        if self.threads or (self.here and not any(isinstance(x, _DataSet) for x in places)):
             return self.executor.submit(_work, job, *args)
         job = job._replace(store=None, head=None, catalog={}, token=os.urandom(8).hex())
         options = {"pure": False} if self.client else {}
@@ -4552,7 +4630,7 @@ class _Pool:
         """Give what another machine can use for a value: a future of its own cluster, a copy."""
         if isinstance(value, _Remote):
             return value.future
-        if isinstance(value, _Mapped):
+        if isinstance(value, _Mapped) and not isinstance(value, _Whole):
             return [self.portable(item) for item in value.items]
         return value.load() if isinstance(value, _Lazy) else value
 
@@ -4617,7 +4695,7 @@ class _Fan:
         ran = [run for run in self.runs if run.status == "ran"]
         return _StepState(
             self.step.name,
-            "ran" if ran or not self.runs else "cached",
+            "cached" if self.step.cache and not ran else "ran",
             sum(run.seconds for run in ran),
             ran[0].reason if ran else "",
             max((run.attempts for run in ran), default=1),
@@ -4671,6 +4749,7 @@ class _Loop:
         self.fans: dict[str, _Fan] = {}  # by the values that running mapped steps make
         # Of values in memory, until a step may have changed them: with the files that they name.
         self.prints = {} if start else dict(policy.prints)
+        self.naming = {name for name, (_, files) in self.prints.items() if files}
         made = ((value, step) for step in self.todo for value in step.values)
         self.makers = {value: step for value, step in made if value not in order.given}
         # How many steps, and targets, still need each value; inputs stay with the run.
@@ -4845,7 +4924,8 @@ class _Loop:
             else:
                 value = value.load() if isinstance(value, _Lazy) else value
                 if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-                    what = f"maps over '{name}', which is {_brief(value)}"
+                    found = _brief(_hidden({name: value}, self.reuse.secret)[name])
+                    what = f"maps over '{name}', which is {found}"
                     expected = "expected a list, or another iterable of elements"
                     raise step._error(what, expected, ResultError)
                 value = list(value)
@@ -4900,7 +4980,8 @@ class _Loop:
         """Return what a call in flight has made, or raise what it has raised."""
         job, future, client = task.job, self.flight.pop(task), self.pool.client
         try:
-            stays = client is not None and job.sent and not job.head and not job.step.poke
+            stays = client is not None and job.sent and not job.step.poke
+            stays = stays and job.head is None and not job.catalog  # else it is kept from here
             if not stays or future.exception() is not None:
                 return future.result()
             used = [name for name in job.step.values if self.uses[name]]
@@ -4916,16 +4997,15 @@ class _Loop:
 
     def fingerprint(self, name: str, value: Any) -> tuple[str, Collection[tuple[str, str]]]:
         """Give the fingerprint of a value, and what it names as it was; or raise ``_Opaque``."""
-        if isinstance(value, _Lazy):
-            return value.fingerprint, value.named.items()
         # Not of an element, or the default in place of a value.
-        is_value = self.values.get(name) is value
+        is_value = self.values.get(name) is value and not isinstance(value, _Lazy)
         if is_value and name in self.prints:
             return self.prints[name]
         files: list[tuple[str, str]] = []
-        found = _fingerprint(value, files), files
+        found = _print_of(value, files), files
         if is_value:
             self.prints[name] = found
+            self.naming |= {name} if files else set()
         return found
 
     def reused(self, task: _Task, args: Mapping[str, Any]) -> bool:
@@ -5100,6 +5180,9 @@ class _Loop:
             for name in ("name", "elements", "size"):
                 del facts[name]
             self.emit("step finished", run.name, **facts)
+        if run.status != "cached":  # it may have written a file that a value names
+            while self.naming:
+                self.prints.pop(self.naming.pop(), None)
         over = self.makers[run.name]
         for name in over._needs:
             self.uses[name] -= 1
@@ -5175,6 +5258,7 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
         except _Again:
             values.clear()
             values.update(inputs)
+            policy = policy._replace(prints={})  # what has run may have changed them
         finally:
             first = None
 
@@ -5283,6 +5367,8 @@ class Pipeline(_Shown):
     def __reduce__(self) -> Any:
         # What a pipeline does: its steps. So it counts where a step's code holds one.
         options: dict[str, Any] = {"on_error": self._on_error, "strict": self._strict}
+        options |= {"catalog": self._catalog} if self._catalog else {}
+        options |= {"secret": self.secret} if self.secret else {}  # a worker keeps it, too
         return functools.partial(Pipeline, **options), tuple(self._current().steps.values())
 
     def _current(self) -> _Graph:
@@ -5490,8 +5576,9 @@ class Pipeline(_Shown):
         prints: _Prints = {}
         for name, value in inputs.items():
             names: list[tuple[str, str]] = []
-            # A data set that is no file would have to be loaded.
-            if not isinstance(value, _InCatalog) or value.place.is_local:
+            place = value.place if isinstance(value, _InCatalog) else None
+            # What counts by its value would have to be loaded.
+            if place is None or (place.is_local and place.suffix != ".pkl"):
                 with contextlib.suppress(_Opaque):
                     prints[name] = _print_of(value, names), names
         return prints
@@ -5559,8 +5646,12 @@ class Pipeline(_Shown):
         >>> [row["metrics.more"] for row in pipeline.history()]
         [2, 3]
         """
-        lines = (x for x in self._store._records() if x.get("pipeline") == self._title)
-        return _History(map(_Record, lines))
+        history = _History()
+        for line in self._store._records():
+            if line.get("pipeline") == self._title:
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    history.append(_Record(line))  # unless another dagkit wrote it otherwise
+        return history
 
     @property
     def store(self) -> Store:

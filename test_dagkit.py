@@ -2102,6 +2102,79 @@ def test_a_result_file_that_changes_while_a_step_reads_it(
     assert Path(out).read_text() == "right"
 
 
+@pytest.mark.parametrize("looked", ["before the run", "by an earlier step"])
+def test_a_file_that_an_earlier_step_of_the_run_writes_counts_as_written(
+    tmp_path: Path, looked: str
+) -> None:
+    """Also if the run has already fingerprinted the path, for its record or another step."""
+
+    def made(text: str) -> Pipeline:
+        @step(cache=True)
+        def size(path: Path) -> int:
+            return 1
+
+        @step(cache=True)
+        def download(out: str, size: int = 0) -> None:
+            Path(out).write_text(text)
+
+        @step(cache=True)
+        def parsed(path: Path, download: None) -> str:
+            return path.read_text()
+
+        return Pipeline(download, parsed, *[size] * (looked == "by an earlier step"))
+
+    path = tmp_path / "in.txt"
+    for text in ("old", "new"):
+        for _ in range(2):
+            assert made(text).run(path=path, out=str(path))["parsed"] == text
+
+
+def test_files_in_a_list_of_a_map_that_change_while_a_step_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each element is a value of its own, and all their files are looked at again."""
+    file = tmp_path / "in.txt"
+    file.write_text("old")
+
+    @step(cache=True, map="n")
+    def paths(n: int) -> Path:
+        return file
+
+    @step(cache=True)
+    def texts(paths: list[Path]) -> list[str]:
+        if os.environ.get("EDIT"):
+            file.write_text(os.environ["EDIT"])
+        return [path.read_text() for path in paths]
+
+    made = Pipeline(paths, texts)
+    monkeypatch.setenv("EDIT", "new")
+    assert made.run(n=[1, 2])["texts"] == ["new"] * 2
+    monkeypatch.delenv("EDIT")
+    file.write_text("old")
+    assert made.run(n=[1, 2])["texts"] == ["old"] * 2
+    assert went(made.run(n=[1, 2])) == "paths cached, texts cached"
+
+
+def test_a_run_that_begins_again_looks_at_its_inputs_again() -> None:
+    """A step that is not cached has changed one: what is made of it is no value of the old one."""
+
+    def total(rows: list[int]) -> int:
+        return sum(rows)
+
+    def grow(rows: list[int]) -> None:
+        rows.append(100)
+
+    def report(total: int, grow: None) -> int:
+        return total
+
+    made = Pipeline(Step(total, cache=True), grow, Step(report, cache=True))
+    assert made.run("report", rows=[1, 2])["report"] == 3
+    made.store.clear("report")
+    made.store.prune(max_bytes=0)
+    made.run("report", rows=[1, 2])
+    assert made.run("total", rows=[1, 2])["total"] == 3
+
+
 def test_a_file_that_changes_while_another_process_has_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_text("old")
@@ -2544,6 +2617,13 @@ def headline(biggest_city: dict[str, Any]) -> str:
     return f"{biggest_city['city']} leads"
 
 
+CONNECTION = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def opaque(n: int) -> int:
+    return n + 1 if CONNECTION else 0
+
+
 def catalogued(**more: Any) -> Pipeline:
     catalog = {"raw": "data/raw.csv", "cities": "out/cities.csv", "biggest_city": "out/top.json"}
     return Pipeline(cities, biggest_city, headline, catalog=catalog | more)
@@ -2725,6 +2805,85 @@ def test_any_object_with_load_and_save_is_an_entry(folder: Path) -> None:
     assert made.run()["headline"] == "Bern leads"
 
 
+def pair(n: int) -> tuple[int, int]:
+    return n, n + 1
+
+
+def type_of(pair: Any) -> str:
+    return type(pair).__name__
+
+
+def test_outputs_as_a_whole_are_a_tuple_on_all_executors(executor: Any, folder: Path) -> None:
+    catalog = {"low": "out/low.json"}
+    steps = [Step(pair, outputs=("low", "high")), type_of]
+    made = Pipeline(*steps, executor=executor, catalog=catalog, store=folder / "store")
+    assert made.run("type_of", n=1)["type_of"] == "tuple"
+
+
+class Memory(Table):
+    """Loads what it was given, and nothing before that; cannot be sent to another process."""
+
+    lock = None
+
+    def load(self) -> Any:
+        if self.value is None:
+            raise KeyError("nothing was saved")
+        return super().load()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not to be sent")
+
+
+def test_an_object_of_the_catalog_stays_in_the_calling_process(executor: Any, folder: Path) -> None:
+    """Saved by a worker, a value would be in the worker's copy of the object only."""
+    kept, catalog = folder / "store", {"cities": Memory()}
+    made = catalogued().replace(catalog=catalog, executor=executor, store=kept)
+    assert made.run("headline", raw=TOWNS)["headline"] == "Oslo leads"
+    assert len(catalog["cities"].value) == 2
+    assert made.plan("cities", raw=TOWNS)["cities"].status == "fresh"
+
+
+class Locks(Table):
+    """As a data set of Kedro's that loads functions: what it gives has no fingerprint."""
+
+    def load(self) -> Any:
+        return {"lock": threading.Lock()}
+
+
+def test_what_an_object_loads_may_have_no_fingerprint(folder: Path) -> None:
+    @step(cache=True)
+    def used(made: Any) -> int:
+        return len(made)
+
+    for source in (used, [Step(lambda: 1, name="made"), used]):
+        made = Pipeline(source, catalog={"made": Locks()})
+        assert [made.run("used")["used"] for _ in range(2)] == [1, 1]
+    assert reasons(Pipeline(used, catalog={"made": Locks()}).plan()) == [
+        "used stale: no fingerprint: _thread.lock"
+    ]
+
+
+def test_a_pipeline_inside_a_step_counts_and_travels_with_its_catalog(folder: Path) -> None:
+    """Where it loads from is what it does; and what is secret stays so in a worker."""
+
+    def outer(path: str) -> Pipeline:
+        inner = Pipeline({"more": lambda x: x + 1}, catalog={"x": path}, secret="x")
+
+        @step(cache=True)
+        def most() -> int:
+            return int(inner.run()["more"])
+
+        return Pipeline(most)
+
+    for number, path in enumerate(("1.json", "2.json")):
+        Path(path).write_text(str(number))
+        assert went(outer(path).run()) == "most ran"
+        assert went(outer(path).run()) == "most cached"
+    made = pickle.loads(pickle.dumps(catalogued().replace(secret="factor")))
+    assert made.run()["headline"] == "Oslo leads"
+    assert made.secret == {"factor"}
+
+
 def test_addresses_go_through_fsspec(folder: Path) -> None:
     import fsspec
 
@@ -2746,6 +2905,16 @@ def test_the_catalog_works_on_all_executors(executor: Any, folder: Path) -> None
     assert json.loads((folder / "out/top.json").read_text())["city"] == "Oslo"
 
 
+def test_what_has_no_fingerprint_is_kept_in_the_catalog_on_all_executors(
+    executor: Any, folder: Path
+) -> None:
+    catalog = {"opaque": "out/opaque.json"}
+    made = Pipeline(opaque, executor=executor, catalog=catalog, store=folder / "store")
+    assert made.plan(n=1)["opaque"].reason.startswith("no fingerprint: opaque -> constant ")
+    assert made.run(n=1)["opaque"] == 2
+    assert (folder / "out/opaque.json").read_text() == "2\n"
+
+
 def test_a_save_that_fails_leaves_what_was_there(folder: Path) -> None:
     def odd(n: int) -> Any:
         return n if n < 2 else {"n": n, "lock": threading.Lock()}
@@ -2764,6 +2933,151 @@ def test_a_frame_is_expected_where_pandas_writes(folder: Path) -> None:
     made = Pipeline({"rows": lambda: [1, 2]}, catalog={"rows": "out/rows.csv"})
     with pytest.raises(TypeError, match=r"expected a pandas.DataFrame, got \[1, 2\]"):
         made.run()
+
+
+@pytest.mark.parametrize(
+    ("index", "fits"),
+    [
+        (pd.Index([3, 5, 8]), True),
+        (pd.Index([3, 5, 8], name="id"), False),
+        (pd.Index(["a", "b", "c"]), False),
+        (pd.MultiIndex.from_tuples([(1, 2), (1, 3), (2, 2)], names=["a", "b"]), False),
+    ],
+    ids=["rows left over", "named", "text", "levels"],
+)
+def test_a_csv_is_not_written_without_an_index_that_says_something(
+    folder: Path, index: Any, fits: bool
+) -> None:
+    """As that of a groupby: who reads the file could not tell what its rows are."""
+    frame = TOWNS.set_index(index)
+    made = Pipeline({"rows": lambda frame: frame}, catalog={"rows": "out/rows.csv"})
+    if fits:
+        assert len(made.run(frame=frame)["rows"]) == 3
+    else:
+        with pytest.raises(TypeError, match="does not keep the index: use reset_index"):
+            made.run(frame=frame)
+
+
+def test_two_values_cannot_be_kept_in_one_file(folder: Path) -> None:
+    """Nor can an input be overwritten by what is made of it; two inputs may be read from one."""
+    os.symlink("data", "link")
+    steps: Any = {"more": lambda raw: raw, "most": lambda more, other: more}
+    for catalog in (
+        {"more": "out/a.csv", "most": "./out/../out/a.csv"},
+        {"more": "link/raw.csv", "raw": "data/raw.csv"},
+    ):
+        made = Pipeline(steps, catalog=catalog)
+        one, two = catalog
+        with pytest.raises(CatalogError) as caught:
+            made.run(**{"other": 1, "raw": TOWNS} if two == "most" else {"other": 1})
+        assert str(caught.value) == (
+            f"the catalog keeps '{one}', '{two}' in one file: {catalog[one]}\n"
+            "  one would overwrite the other: give each a path of its own"
+        )
+    assert len(pd.read_csv("data/raw.csv")) == 3
+    made = Pipeline(steps, catalog=dict.fromkeys(("raw", "other"), "data/raw.csv"))
+    assert len(made.run()["most"]) == 3
+
+
+@pytest.mark.parametrize("path", ["{0}.json", "{a.b}.json", "{}.json", "{a.json", "{n:{n}}.json"])
+def test_a_path_that_is_no_template_is_an_error(path: str) -> None:
+    with pytest.raises(CatalogError, match="expected names of inputs in braces"):
+        _ = Pipeline({"made": lambda n: n}, catalog={"made": path}).inputs
+
+
+def test_templates_take_formats_and_double_braces(folder: Path) -> None:
+    made = Pipeline({"made": lambda n: n}, catalog={"made": "out/{{a}}{n:03}.json"})
+    assert made.run(n=7)["made"] == 7
+    assert os.listdir("out") == ["{a}007.json"]
+    with pytest.raises(CatalogError, match=r"'made' in the catalog cannot be filled in: .*'str'"):
+        made.replace(catalog={"made": "{n:d}.json"}).run(n="x")
+    made = Pipeline({"made": lambda raw: 1}, catalog={"raw": "data/raw.csv", "made": "{raw}.json"})
+    with pytest.raises(MissingInputError, match="needs 'raw', which run\\(\\) was not given"):
+        made.run()
+
+
+def test_a_project_that_was_copied_keeps_its_own_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path counts as it is given: with its files a copy is reused, and the first not touched."""
+    made = catalogued()
+    made.run("headline")
+    shutil.copytree(folder, folder.parent / "copy")
+    monkeypatch.chdir(folder.parent / "copy")
+    assert {x.status for x in made.plan("biggest_city").values()} == {"fresh"}
+    os.unlink("out/cities.csv")
+    assert made.plan("headline")["cities"].reason == "file out/cities.csv is gone"
+    assert made.run("headline", factor=2.0)["headline"] == "Oslo leads"
+    assert json.loads((folder / "out/top.json").read_text())["factor"] == 1.0
+
+
+def test_a_link_stays_a_link_and_who_may_read_a_file_stays_so(folder: Path) -> None:
+    (folder / "disk").mkdir()
+    (folder / "disk" / "made.json").write_text("0")
+    (folder / "disk" / "made.json").chmod(0o640)
+    os.symlink("disk/made.json", "made.json")
+    made = Pipeline({"made": lambda n: n}, catalog={"made": "made.json"})
+    assert made.run(n=5)["made"] == 5
+    assert (os.readlink("made.json"), os.listdir("disk")) == ("disk/made.json", ["made.json"])
+    assert stat.S_IMODE(os.stat("made.json").st_mode) == 0o640
+    assert went(made.run(n=5)) == "made cached"
+
+
+@pytest.mark.parametrize("made", ["by a step", "elsewhere"])
+def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, made: str) -> None:
+    """Its bytes only name them: a model whose method was edited is another value."""
+    code = """
+        import os, pickle
+        from dagkit import Pipeline, step
+        import model
+        if not os.path.exists("in.pkl"):
+            pickle.dump(model.Model(), open("in.pkl", "wb"))
+        @step
+        def fitted():
+            return model.Model()
+        @step(cache=True)
+        def used(fitted):
+            return fitted.predict()
+        steps = [fitted, used] if FIT else used
+        run = Pipeline(steps, catalog={"fitted": "out.pkl" if FIT else "in.pkl"}).run("used")
+        print(run["used"], run.steps["used"].status)
+    """
+    code = textwrap.dedent(code).replace("FIT", str(made == "by a step"))
+    source = "class Model:\n    def predict(self): return {}\n"
+    app = tmp_path / "app"
+    for number, status in ((1, "ran"), (1, "cached"), (2, "ran"), (2, "cached")):
+        write(app, {"model.py": source.format(number)})
+        assert run_in(app, code) == f"{number} {status}\n"
+
+
+def test_equal_bytes_under_another_suffix_are_another_value(folder: Path) -> None:
+    def used(made: Any) -> str:
+        return repr(made)
+
+    for value, suffix in (("1\n", "txt"), (b"1\n", "bytes"), (1, "json")):
+        made = Pipeline(Step(lambda value: value, name="made"), Step(used, cache=True))
+        found = made.replace(catalog={"made": f"out/made.{suffix}"}).run("used", value=value)
+        assert found["used"] == repr(value)
+
+
+def test_a_pruned_entry_does_not_matter_to_a_value_in_the_catalog(folder: Path) -> None:
+    made = catalogued()
+    made.run("biggest_city")
+    made.store.prune(max_bytes=0)
+    assert {x.status for x in made.plan("biggest_city").values()} == {"fresh"}
+    assert made.run("biggest_city")["biggest_city"]["city"] == "Oslo"
+
+
+def test_a_plan_does_not_fail_for_data_that_cannot_be_loaded(folder: Path) -> None:
+    """It is the run that says so, as an error of the step that needs it."""
+    made = Pipeline(Step(lambda x: x, name="out", cache=True), catalog={"x": "x.pkl"})
+    assert made.plan()["out"].reason == "no fingerprint: catalog x -> FileNotFoundError"
+    with pytest.raises(FileNotFoundError) as caught:
+        made.run()
+    assert caught.value.__notes__[0].startswith("in step 'out' at ")
+    Path("x.json").write_text("[1")
+    mapped = Pipeline(Step(lambda x: x, name="out", cache=True, map="x"), catalog={"x": "x.json"})
+    assert mapped.plan()["out"].status == "new"
 
 
 def test_two_runs_that_write_one_file_never_take_each_others_value(folder: Path) -> None:
@@ -4147,6 +4461,73 @@ def test_lines_of_many_processes_do_not_mix_and_a_torn_one_is_left_out(tmp_path:
     assert len([*made.store._records()]) == 240
 
 
+def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
+    """Python refuses to write an int of so many digits; a path may be of bytes."""
+
+    class Odd(os.PathLike[bytes]):
+        def __fspath__(self) -> bytes:
+            return b"\xff"
+
+    huge = 10**5000
+    made = Pipeline(Step(lambda x, p: x, name="big", cache=True), {"more": lambda big: big + 1})
+    for _ in range(2):
+        assert made.run(x=huge, p=Odd())["more"] == huge + 1
+    assert [row.get("metrics.more") for row in made.history()] == [None, None]
+
+
+def test_a_long_input_is_not_written_as_text_to_see_that_it_is_long() -> None:
+    class Endless(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield from itertools.count()
+
+    assert dagkit._noted({"a": "x" * 4000})["value"] == {"a": "x" * 4000}
+    assert list(dagkit._noted({"a": Endless([1])})) == ["text"]
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "null", "{}", '{"pipeline": "pipeline", "inputs": {"x": 3}, "steps": null}']
+)
+def test_lines_that_are_no_record_are_left_out_of_the_history(text: str, shop: Pipeline) -> None:
+    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
+    made.run("total", prices=[1])
+    with open(Path(made.store.path) / "runs.jsonl", "a") as file:
+        file.write(f"{text}\n")
+    made.run("total", prices=[2])
+    assert [row["metrics.total"] for row in made.history()] == [1, 2]
+
+
+def test_records_that_cannot_be_read_are_an_empty_history(shop: Pipeline) -> None:
+    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
+    (Path(made.store.path) / "runs.jsonl").mkdir(parents=True)
+    (Path(made.store.path) / "CACHEDIR.TAG").write_bytes(dagkit._TAG)
+    with pytest.warns(DagkitWarning, match="runs cannot be recorded"):
+        assert made.run("total", prices=[1])["total"] == 1
+    assert made.history() == []
+
+
+def test_a_secret_is_not_shown_as_a_target_nor_by_the_error_of_a_map() -> None:
+    step = Step(len, map="obj", args={"obj": "token"})
+    made = Pipeline(step, store=os.environ["DAGKIT_STORE"], secret="token")
+    assert made.run("token", token="s3cr3t")["token"] == "s3cr3t"
+    with pytest.raises(DagkitError, match="which is <secret>"):
+        made.run(token="s3cr3t")
+    assert "s3cr3t" not in json.dumps(kept_runs(made))
+
+
+def test_a_branch_may_have_any_name_and_git_is_asked_without_a_lock(tmp_path: Path) -> None:
+    """``git status`` else rewrites the index: a commit at that moment would find it locked."""
+    app = tmp_path / "app"
+    write(app, {"flow.py": "def one(): return 1\n"})
+    git = ["git", "-C", str(app), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    (app / ".git" / "HEAD").write_bytes(b"ref: refs/heads/caf\xe9\n")
+    os.utime(app / "flow.py", (1, 1))  # git would note that it is as it was
+    before = (app / ".git" / "index").read_bytes()
+    assert dagkit._git(str(app), -1) == {"commit": "", "dirty": True}
+    assert (app / ".git" / "index").read_bytes() == before
+
+
 def test_the_commit_of_the_code_is_recorded(tmp_path: Path) -> None:
     git = ["git", "-C", str(tmp_path / "app"), "-c", "user.name=a", "-c", "user.email=a@b"]
     write(tmp_path / "app", {"flow.py": "def one(): return 1\n"})
@@ -4162,6 +4543,17 @@ def test_the_commit_of_the_code_is_recorded(tmp_path: Path) -> None:
     assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "False"]
     (tmp_path / "app" / "flow.py").write_text("def one(): return 2\n")
     assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "True"]
+    notebook = code.replace(
+        "import os, flow, dagkit",
+        """
+        import os, dagkit
+        os.chdir(os.environ["APP"])
+        space = {}  # as ipykernel names the file of a cell
+        exec(compile("def one(): return 2", "/tmp/ipykernel_0/1.py", "exec"), space)
+        flow = space["one"]""",
+    )
+    found = run_in(tmp_path / "app", textwrap.dedent(notebook), APP=str(tmp_path / "app"))
+    assert found.split() == [head.stdout.strip(), "True"]
 
 
 ########################################################################################
@@ -4793,6 +5185,9 @@ def test_a_map_after_a_map_and_a_plain_step(executor: Any) -> None:
 def test_an_empty_map_gives_an_empty_list(executor: Any) -> None:
     run = Pipeline(square_all, negate_all, summed, executor=executor).run(item=[])
     assert (run["square"], run["negated"], run["summed"]) == ([], [], 0)
+    made = Pipeline(Step(square, map="item", cache=True), executor=executor)
+    assert made.plan(item=[])["square"].status == "fresh"
+    assert made.run(item=[]).steps["square"].status == "cached"
 
 
 def test_several_arguments_are_mapped_side_by_side() -> None:
