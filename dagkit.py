@@ -3703,10 +3703,11 @@ class _Reuse:
 class Plan(_Shown, Mapping[str, _StepState]):
     """What a run would do, step by step, and why.
 
-    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through. A
-    mapping of step name -> ``name``, ``status``, ``reason``, in the order in which the steps would
-    run. ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may
-    have; it runs if so. ``new``: nothing is stored; it runs.
+    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through
+    and what an object in the catalog holds. A mapping of step name -> ``name``, ``status``,
+    ``reason``, in the order in which the steps would run. ``fresh``: a stored result fits and
+    will be reused. ``stale``: something changed, or may have; it runs if so. ``new``: nothing is
+    stored, or the step is not cached; it runs.
 
     Examples
     --------
@@ -3741,7 +3742,8 @@ class Plan(_Shown, Mapping[str, _StepState]):
 def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState]:
     """Decide for each step of an order what a run would do with it.
 
-    From heads alone, but for a list that a map goes through: its elements have no head.
+    From heads alone, but for a list that a map goes through: its elements have no head. (An object
+    in the catalog counts by what it loads.)
     """
     plan: dict[str, _StepState] = {}
     prints: dict[str, str] = {}
@@ -3826,7 +3828,8 @@ class Run(_Shown, Mapping[str, Any]):
     Attributes
     ----------
     inputs : dict
-        Name -> value of everything that was given, and the defaults that were used.
+        Name -> value of everything that was given, and the defaults that were used; without what
+        the catalog loads.
 
     Examples
     --------
@@ -5185,7 +5188,8 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
 class Pipeline(_Shown):
     """Steps that fit together by the names of their arguments.
 
-    Give values: :meth:`run`. Look: :attr:`graph`, :attr:`steps`, :attr:`inputs`.
+    Give values: :meth:`run`. Look: :meth:`plan`, :meth:`show`, :meth:`history`, :attr:`graph`,
+    :attr:`steps`, :attr:`inputs`.
 
     Parameters
     ----------
@@ -5524,10 +5528,11 @@ class Pipeline(_Shown):
         return self._keeps or any(step.cache for step in self._built.steps.values())
 
     def history(self) -> list[Any]:
-        """Return the recorded runs of this pipeline, newest last.
+        """Return the runs that the store has of pipelines of this name, newest last.
 
         A run is recorded if a store was asked for, or a step is cached: a line of JSON in the
-        file ``runs.jsonl`` of the store.
+        file ``runs.jsonl`` of the store. The name is that of the module, else ``pipeline``: give
+        unrelated pipelines that come from no module a store each.
 
         Returns
         -------
