@@ -2560,7 +2560,11 @@ class _InCatalog(_Lazy):
         return _joined(["catalog", self.place.suffix, *content])
 
     def load(self) -> Any:
-        value, mark = self.place.load()
+        try:
+            value, mark = self.place.load()
+        except Exception as error:
+            error.add_note(f"while '{self.place.name}' of the catalog was loaded: {self.place}")
+            raise
         if self._mark and mark != self._mark:
             raise CatalogError(
                 f"the catalog's '{self.place.name}' has changed while the run needed it: "
@@ -2592,7 +2596,7 @@ def _find_places(
         if lacking:
             raise MissingInputError(
                 f"the path of '{name}' in the catalog needs {_listed(map(repr, lacking))}, which "
-                f"run() was not given\n  {path}",
+                f"run() was not given\n  {path}\n" + _hint(lacking, inputs.keys() - {*lacking}),
                 missing=tuple(lacking),
             )
         try:
@@ -2614,6 +2618,16 @@ def _find_places(
                 name=names[0],
             )
     return places
+
+
+def _check_files(inputs: Mapping[str, Any]) -> None:
+    """Raise ``MissingInputError`` at once for files of the catalog that are not there."""
+    places = [value.place for value in inputs.values() if isinstance(value, _InCatalog)]
+    files = [place for place in places if isinstance(place, _File) and place.is_local]
+    missing = [place for place in files if not os.path.exists(place.where)]
+    if missing:
+        told = [f"input '{place.name}' is not where the catalog says: {place}" for place in missing]
+        raise MissingInputError("\n".join(told), missing=tuple(place.name for place in missing))
 
 
 def _template_names(name: str, path: str) -> list[str]:
@@ -2659,7 +2673,11 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
             )
         step = graph.makers.get(name)
         if step is None:
-            inputs[name] = _InCatalog(_DataSet(name, None))  # each run puts its own there
+            # Stands for a default: each run puts its own there, its path filled in.
+            is_path = isinstance(entry, str | os.PathLike)
+            inputs[name] = _InCatalog(
+                _File(name, os.fspath(entry)) if is_path else _DataSet(name, entry)
+            )
             continue
         whole = name == step.name and step.outputs
         if step._over or step.poke is not None or whole:
@@ -3423,12 +3441,12 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{
 --paper:#1b1e23;--ink:#e8eaed;--grey:#a9b0ba;--code:#262a31;--link:#658cf2}}
 :root{color-scheme:light dark}
-body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1100px}
+body{font:14px/1.5 system-ui,sans-serif;margin:2em;padding:0} details,table,p{max-width:1100px}
 body{background:var(--paper);color:var(--ink)} a{color:var(--link)} td{padding-right:2em}
 pre,code,summary{font-family:ui-monospace,monospace} .picture,pre{overflow-x:auto}
 pre{background:var(--code);padding:.6em} details{border-top:1px solid #8a919c;padding:.4em 0}
 dt{float:left;clear:left;width:7em;color:var(--grey)} dd{margin-left:8em;white-space:pre-wrap}
-:target{outline:2px solid var(--link);outline-offset:4px}
+:target{outline:2px solid var(--link);outline-offset:4px;scroll-margin-top:3em}
 @media print{details::details-content{content-visibility:visible;height:auto}}
 """
 
@@ -3441,11 +3459,15 @@ def _page_step(scene: _Scene, step: Step, room: int) -> str:
         return ", ".join(_element("a", _escaped(n), href=f"#{_maker(graph, n)}") for n in names)
 
     used = [s.name for s in graph.steps.values() if not set(step.values).isdisjoint(s.needs)]
-    facts = {"defined": _escaped(step.definition), "needs": linked(step.needs)}
+    # A default of a secret would stand in the signature, and in the source.
+    is_open = not any(isinstance(scene.inputs.get(name), _Secret) for name in step.needs)
+    where = step.definition if is_open else _place(step.function)
+    facts = {"defined": _escaped(where), "needs": linked(step.needs)}
     facts |= {"makes": _escaped(", ".join(step.values)), "used by": linked(used)}
     title, texts = _escaped(step.name), [inspect.getdoc(inner) or ""]
     if state:
-        title = f"{_LOOKS[state.status].glyph} {title} · {state.status} · {_escaped(_told(state))}"
+        told = _escaped(_told(state).replace("   ", " · "))
+        title = f"{_LOOKS[state.status].glyph} {title} · {state.status} · {told}"
         facts["tries"] = str(state.attempts) if state.attempts > 1 else ""
         facts["fingerprint"] = state.fingerprint
         facts["entry"] = f"{state.size:,} bytes" if state.size is not None else ""
@@ -3454,9 +3476,9 @@ def _page_step(scene: _Scene, step: Step, room: int) -> str:
 
             texts.append("".join(traceback.format_exception(state.error))[-room:])
     with contextlib.suppress(OSError, TypeError):  # defined where there is no file, or a builtin
-        texts.append(inspect.cleandoc(inspect.getsource(inner)))
-    told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
-    inside = _element("dl", told)
+        texts += [inspect.cleandoc(inspect.getsource(inner))] if is_open else []
+    terms = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
+    inside = _element("dl", terms)
     for text in filter(None, texts):
         inside += _element("pre", _escaped(text if len(text) <= room else text[:room] + "…"))
     body = _element("summary", title) + _element("div", inside, id=step.name)
@@ -3778,10 +3800,11 @@ class _Reuse:
 class Plan(_Shown, Mapping[str, _StepState]):
     """What a run would do, step by step, and why.
 
-    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through. A
-    mapping of step name -> ``name``, ``status``, ``reason``, in the order in which the steps would
-    run. ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may
-    have; it runs if so. ``new``: nothing is stored; it runs.
+    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through
+    and what an object in the catalog holds. A mapping of step name -> ``name``, ``status``,
+    ``reason``, in the order in which the steps would run. ``fresh``: a stored result fits and
+    will be reused. ``stale``: something changed, or may have; it runs if so. ``new``: nothing is
+    stored, or the step is not cached; it runs.
 
     Examples
     --------
@@ -3816,7 +3839,8 @@ class Plan(_Shown, Mapping[str, _StepState]):
 def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState]:
     """Decide for each step of an order what a run would do with it.
 
-    From heads alone, but for a list that a map goes through: its elements have no head.
+    From heads alone, but for a list that a map goes through: its elements have no head. (An object
+    in the catalog counts by what it loads.)
     """
     plan: dict[str, _StepState] = {}
     prints: dict[str, str] = {}
@@ -3901,7 +3925,8 @@ class Run(_Shown, Mapping[str, Any]):
     Attributes
     ----------
     inputs : dict
-        Name -> value of everything that was given, and the defaults that were used.
+        Name -> value of everything that was given, and the defaults that were used; without what
+        the catalog loads.
 
     Examples
     --------
@@ -4033,6 +4058,9 @@ def _folder_of(graph: _Graph) -> str:
     return ""
 
 
+_LONGEST_NOTE = 4096  # characters of an input in a record
+
+
 def _noted(value: Any) -> dict[str, Any]:
     """Write an input so that it can be given again if it is short JSON, else what it is."""
     import json
@@ -4042,6 +4070,13 @@ def _noted(value: Any) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
         if isinstance(value, os.PathLike):
             return {"path": os.fsdecode(value)}
+        if type(value) is list and value and all(isinstance(x, os.PathLike) for x in value):
+            paths = [os.fsdecode(path) for path in value]
+            return (
+                {"paths": paths}
+                if sum(map(len, paths)) < _LONGEST_NOTE
+                else {"text": _brief(value)}
+            )
         text = ""
         for piece in json.JSONEncoder().iterencode(value):  # no further than it is short
             text += piece
@@ -4051,9 +4086,6 @@ def _noted(value: Any) -> dict[str, Any]:
             if json.loads(text) == value:
                 return {"value": value}
     return {"text": _brief(value)}
-
-
-_LONGEST_NOTE = 4096  # characters
 
 
 @functools.lru_cache(8)
@@ -4097,6 +4129,8 @@ class _Record(dict[str, Any]):
             self[f"inputs.{name}"] = next(iter(noted.values()), None)
             if "path" in noted:
                 self.inputs[name] = Path(noted["path"])
+            elif "paths" in noted:
+                self.inputs[name] = [Path(path) for path in noted["paths"]]
             elif "value" in noted:
                 self.inputs[name] = noted["value"]
         for name, metric in line.get("metrics", {}).items():
@@ -4108,26 +4142,33 @@ class _History(list[_Record]):
 
     def _rows(self) -> list[list[str]]:
         names = dict.fromkeys(name for record in self for name in record if name != "id")
-        differing = [n for n in names if len({repr(record.get(n)) for record in self}) > 1]
-        # What was put in, what came out, then when and how it went.
-        shown = differing or [*names]
+        shown = [n for n in names if len({repr(record.get(n)) for record in self}) > 1]
+        if any(record["status"] != "ran" for record in self):
+            shown += [name for name in ("status", "error") if name not in shown]
+        # What was put in, what came out, then when and how it went; of a single run all of it.
         ranks = ("inputs.", "metrics.", "started", "seconds", "status", "error", "")
-        columns = [n for start in ranks for n in shown if n.startswith(start)]
+        columns = [n for start in ranks for n in shown or names if n.startswith(start)]
         columns = [*dict.fromkeys(columns)]
-        rows = [[_cell_text(record.get(name)) for name in columns] for record in self]
+        rows = [[_cell_text(name, record) for name in columns] for record in self]
         return [[name.partition(".")[2] or name for name in columns], *rows]
 
     def __repr__(self) -> str:
-        return "\n".join(_aligned(self._rows()))
+        text = "\n".join(_aligned(self._rows()))
+        return text if _takes_glyphs(sys.stdout) else _in_ascii(text)
 
     def _repr_html_(self) -> str:
         return _html_table(self._rows())
 
 
-def _cell_text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if type(value) is float else _printable(str(value))
+def _cell_text(name: str, record: _Record) -> str:
+    """Write a value for a table of runs; "" is one that is not there."""
+    value = record.get(name, "")
+    if name == "seconds":
+        return _duration(value)
+    if name == "started":
+        return str(value).rstrip("Z").replace("T", " ")
+    text = f"{value:.4g}" if type(value) is float else str(value)
+    return _cut(_printable(text), 48, ends=True)
 
 
 ########################################################################################
@@ -4484,7 +4525,11 @@ def _kept(job: _Job, made: _Made) -> _Made:
                     _pickled(values[name], named)
                 except _Opaque:  # nobody could tell when it is another one
                     job = job._replace(head=None)
-            mark = place.save(values[name])
+            try:
+                mark = place.save(values[name])
+            except Exception as error:
+                error.add_note(f"while '{name}' was kept in the catalog: {place}")
+                raise
             job = job if mark else job._replace(head=None)  # what it loads has no fingerprint
             marks |= {**named, f"catalog {name}": mark}
             values[name] = _InCatalog(place, mark)
@@ -4693,11 +4738,12 @@ class _Fan:
     def sum(self) -> _StepState:
         """Sum up how the elements went."""
         ran = [run for run in self.runs if run.status == "ran"]
+        some = f"{len(ran)} of {self.size} elements, " * (len(ran) < self.size)
         return _StepState(
             self.step.name,
             "cached" if self.step.cache and not ran else "ran",
             sum(run.seconds for run in ran),
-            ran[0].reason if ran else "",
+            f"{some}{ran[0].reason}" if ran and ran[0].reason else "",
             max((run.attempts for run in ran), default=1),
             saved=sum(run.saved for run in self.runs),
             fingerprint=_joined(run.fingerprint for run in self.runs) if self.step.cache else "",
@@ -5167,7 +5213,7 @@ class _Loop:
             self.failure = error
             for future in self.flight.values():
                 future.cancel()
-        seconds = _clock() - task.began
+        seconds = _clock() - task.began if task.began else 0.0
         self.finish(_StepState(step.name, "failed", seconds, "", task.attempts, error))
 
     def finish(self, run: _StepState) -> None:
@@ -5301,6 +5347,8 @@ class Pipeline(_Shown):
         What a step's exception does: end the run, or only keep what needs that step from running.
     secret : iterable of str
         Names of inputs whose values are neither recorded nor shown, but in ``Run.inputs``.
+    name : str
+        What pictures and records call it; by default as its module, or ``pipeline``.
     strict : bool
         Whether a step that changes an argument in place fails; costs two fingerprints of each.
 
@@ -5335,6 +5383,7 @@ class Pipeline(_Shown):
         on_error: Literal["raise", "continue"] = "raise",
         strict: bool = False,
         secret: Iterable[str] = (),
+        name: str = "",
     ) -> None:
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
@@ -5348,6 +5397,7 @@ class Pipeline(_Shown):
             "on_error": on_error,
             "strict": strict,
             "secret": secret,
+            "name": name,
         }
         self._on_error, self._strict = on_error, strict
         if executor is not None and not hasattr(executor, "submit"):
@@ -5358,6 +5408,7 @@ class Pipeline(_Shown):
         self._listeners = [on_event] if callable(on_event) else [*on_event]
         self._catalog = dict(catalog or {})
         self._keeps = store is not None or "DAGKIT_STORE" in os.environ
+        self._name = name
         self.secret = frozenset([secret] if isinstance(secret, str) else secret)
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
@@ -5380,6 +5431,11 @@ class Pipeline(_Shown):
         if entries != self._seen or not all(map(operator.is_, inside, self._inside)):
             built = _build_graph(entries)
             self._built = _with_catalog(built, self._catalog) if self._catalog else built
+            if self.secret - self._built.makers.keys() - self._built.inputs.keys():
+                known = {*self._built.makers, *self._built.inputs}
+                unknown = sorted(self.secret - known)  # a typo would give the secret away
+                text = f"secret= names {_listed(map(repr, unknown))}: no step makes or takes it\n"
+                raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
             self._seen, self._inside = entries, inside
         return self._built
 
@@ -5529,6 +5585,7 @@ class Pipeline(_Shown):
 
     def _run(self, targets: tuple[str, ...], inputs: dict[str, Any], distrusted: set[str]) -> Run:
         order, values, used, places = self._prepare(targets, inputs)
+        _check_files(used)
         started, listeners = time.time(), [*self._listeners]
         logging = sys.modules.get("logging")
         if logging and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
@@ -5625,10 +5682,11 @@ class Pipeline(_Shown):
         return self._keeps or any(step.cache for step in self._built.steps.values())
 
     def history(self) -> list[Any]:
-        """Return the recorded runs of this pipeline, newest last.
+        """Return the runs that the store has of pipelines of this name, newest last.
 
         A run is recorded if a store was asked for, or a step is cached: a line of JSON in the
-        file ``runs.jsonl`` of the store.
+        file ``runs.jsonl`` of the store. The name is that of the module, else ``pipeline``: give
+        unrelated pipelines that come from no module a store each.
 
         Returns
         -------
@@ -5666,6 +5724,8 @@ class Pipeline(_Shown):
 
     @property
     def _title(self) -> str:
+        if self._name:
+            return self._name
         modules = [sys.modules.get(s) if isinstance(s, str) else s for s in self._sources]
         for module in modules:
             if isinstance(module, ModuleType):
@@ -5687,7 +5747,7 @@ class Pipeline(_Shown):
             return _Scene(
                 self._title, _Graph({}, {}, {}, {}), fault=f"{type(error).__name__}: {error}"
             )
-        return _Scene(self._title, graph, inputs=graph.inputs)
+        return _Scene(self._title, graph, inputs=_hidden(graph.inputs, self.secret))
 
     def __repr__(self) -> str:
         if fault := self._scene().fault:

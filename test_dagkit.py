@@ -2774,7 +2774,7 @@ def test_paths_are_templates_of_inputs(folder: Path) -> None:
         made.run("headline")
     assert str(caught.value) == (
         "the path of 'biggest_city' in the catalog needs 'region', which run() was not given\n"
-        "  out/{factor}/{region}.json"
+        "  out/{factor}/{region}.json\n  known names: factor, raw"
     )
 
 
@@ -2923,7 +2923,8 @@ def test_a_save_that_fails_leaves_what_was_there(folder: Path) -> None:
     made.run(n=1)
     with pytest.raises(TypeError, match="not JSON serializable") as caught:
         made.run(n=2)
-    assert caught.value.__notes__[0].startswith("in step 'odd' at ")
+    assert caught.value.__notes__[0] == "while 'odd' was kept in the catalog: out/odd.json"
+    assert caught.value.__notes__[1].startswith("in step 'odd' at ")
     assert [x.name for x in (folder / "out").iterdir()] == ["odd.json"]
     assert (folder / "out/odd.json").read_text() == "1\n"
     assert went(made.run(n=1)) == "odd cached"
@@ -3069,12 +3070,11 @@ def test_a_pruned_entry_does_not_matter_to_a_value_in_the_catalog(folder: Path) 
 
 
 def test_a_plan_does_not_fail_for_data_that_cannot_be_loaded(folder: Path) -> None:
-    """It is the run that says so, as an error of the step that needs it."""
+    """It is the run that says so, before any step runs."""
     made = Pipeline(Step(lambda x: x, name="out", cache=True), catalog={"x": "x.pkl"})
     assert made.plan()["out"].reason == "no fingerprint: catalog x -> FileNotFoundError"
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(MissingInputError, match="input 'x' is not where the catalog says: x.pkl"):
         made.run()
-    assert caught.value.__notes__[0].startswith("in step 'out' at ")
     Path("x.json").write_text("[1")
     mapped = Pipeline(Step(lambda x: x, name="out", cache=True, map="x"), catalog={"x": "x.json"})
     assert mapped.plan()["out"].status == "new"
@@ -3161,6 +3161,25 @@ def test_wrong_entries_are_errors_that_say_what_is_expected(
     with pytest.raises(DagkitError) as caught:
         made.plan("cities")
     assert str(caught.value) == message
+
+
+def test_a_file_of_the_catalog_that_is_not_there_is_said_before_any_step_runs(folder: Path) -> None:
+    def slow(raw: pd.DataFrame, other: list[int]) -> None:
+        raise AssertionError
+
+    made = Pipeline(slow, catalog={"raw": "data/row.csv", "other": "data/other.json"})
+    assert repr(dict(made.inputs)) == "{'raw': data/row.csv, 'other': data/other.json}"
+    with pytest.raises(MissingInputError) as caught:
+        made.run()
+    assert str(caught.value).splitlines() == [
+        "input 'raw' is not where the catalog says: data/row.csv",
+        "input 'other' is not where the catalog says: data/other.json",
+    ]
+    Path("data/row.csv").write_text("a\n1\n")
+    Path("data/other.json").write_text("[1")
+    with pytest.raises(json.JSONDecodeError) as broken:
+        made.run()
+    assert broken.value.__notes__[0] == "while 'other' of the catalog was loaded: data/other.json"
 
 
 def test_a_map_or_a_sensor_cannot_be_in_the_catalog() -> None:
@@ -4375,7 +4394,7 @@ def test_history_is_a_table_of_what_differs(shop: Pipeline) -> None:
         made.run("mean", prices=prices, digits=digits)
     rows = made.history()
     assert [row["metrics.mean"] for row in rows] == [2.0, 1.67]
-    shown = re.sub(r" +", " ", re.sub(r"\d\.?\d*e?-?\d*$", "T", repr(rows), flags=re.MULTILINE))
+    shown = re.sub(r" +", " ", re.sub(r"\d+(\.\d)? m?s$", "T", repr(rows), flags=re.MULTILINE))
     assert shown == " digits mean seconds\n 0 2 T\n 2 1.67 T"
     page = rows._repr_html_()  # type: ignore[attr-defined]
     assert page.startswith('<table><tr><td style="text-align:left">digits</td>')
@@ -4383,6 +4402,29 @@ def test_history_is_a_table_of_what_differs(shop: Pipeline) -> None:
     assert frame["inputs.digits"].tolist() == [0, 2]
     assert frame["metrics.mean"].tolist() == [2.0, 1.67]
     assert list(frame["status"]) == ["ran", "ran"]
+
+
+def test_failed_runs_are_seen_in_the_history_and_a_long_value_is_cut(folder: Path) -> None:
+    def fails(x: Any) -> None:
+        raise ValueError("no")
+
+    made = Pipeline(fails, store=os.environ["DAGKIT_STORE"], on_error="continue")
+    for x in (None, list(range(50))):
+        made.run(x=x)
+    head, first, second = [
+        re.split(" {3,}", line.strip()) for line in repr(made.history()).splitlines()
+    ]
+    assert head == ["x", "seconds", "status", "error"]
+    assert (first[0], first[2:]) == ("None", ["failed", "ValueError: no"])
+    assert re.fullmatch(r"\[0, 1, .*….*48, 49\]", second[0])
+
+
+def test_pipelines_of_one_store_are_told_apart_by_name(shop: Pipeline) -> None:
+    for name in ("one", "two", "one"):
+        made = Pipeline(shop, name=name)
+        made.run("total", prices=[1])
+        assert made.show().text.startswith(f"{name} · ")
+    assert [len(Pipeline(shop, name=name).history()) for name in ("one", "two", "")] == [2, 1, 0]
 
 
 def test_a_recorded_run_can_be_repeated(folder: Path) -> None:
@@ -4399,6 +4441,9 @@ def test_a_recorded_run_can_be_repeated(folder: Path) -> None:
     assert made.run(frame=TOWNS, pair=(1, 2), **again)["told"] == text
     with pytest.raises(MissingInputError, match="'pair'"):
         made.run(**again)
+    paths = [folder / "data/raw.csv", folder]
+    made.run(frame=TOWNS, pair=paths, **again)
+    assert made.history()[-1].inputs["pair"] == paths
     (noted,) = {row["inputs.frame"] for row in made.history()}
     assert noted == "DataFrame(3 x 2)"
 
@@ -4432,6 +4477,8 @@ def test_secrets_are_never_written_nor_shown(
         [*stored, *(text.encode() for text in shown), *map(str.encode, capfd.readouterr())]
     )
     assert b"s3cr3t" not in everything
+    with pytest.raises(UnknownNameError, match=r"secret= names 'tokn'.*\n.*did you mean 'token'"):
+        Pipeline(fetch, secret="tokn").run(token="s3cr3t-a")
     plain = dagkit._fingerprint("s3cr3t-a")
     assert made.history()[0].inputs == {"region": "eu"}
     for line in kept_runs(made):
@@ -4439,6 +4486,17 @@ def test_secrets_are_never_written_nor_shown(
         assert noted["text"] == "<secret>"
         assert len(noted["fingerprint"]) == 64
         assert noted["fingerprint"] != plain  # with a key: nobody can try all passwords
+
+
+def login(key: str = "s3cr3t-default") -> int:
+    return len(key)
+
+
+def test_the_default_of_a_secret_is_not_on_the_page(tmp_path: Path) -> None:
+    made = Pipeline(login, secret="key")
+    for shown in (made, made.plan(), made.run()):
+        shown.show().save(tmp_path / "page.html")
+        assert "s3cr3t" not in (tmp_path / "page.html").read_text() + shown.show().html
 
 
 def test_lines_of_many_processes_do_not_mix_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
@@ -5253,6 +5311,20 @@ def test_a_failed_map_skips_what_follows_it_element_by_element(executor: Any) ->
     run = Pipeline(steps, executor=executor, on_error="continue").run(item=[1, 2, 3, 4])
     assert {n: s.status for n, s in run.steps.items()} == {"picky": "failed", "square": "skipped"}
     assert run.steps["square"].reason == "needs picky"
+
+
+def test_a_map_that_cannot_begin_took_no_time() -> None:
+    run = Pipeline(
+        Step(len, name="size", args={"obj": "word"}, map="obj"), on_error="continue"
+    ).run(word="abc")
+    assert (run.steps["size"].status, run.steps["size"].seconds) == ("failed", 0.0)
+
+
+def test_a_map_says_how_many_elements_ran() -> None:
+    made = Pipeline(Step(square, map="item", cache=True))
+    made.run(item=[1, 2, 3])
+    run = made.run(item=[1, 2, 3, 4])
+    assert run.steps["square"].reason == "1 of 4 elements, input item 3 → 4"
 
 
 def test_every_element_has_its_own_retries_and_entry(executor: Any, tmp_path: Path) -> None:
