@@ -2366,6 +2366,12 @@ def _frames(kind: str, packs: bool = False, **options: Any) -> _Format:
     return _Format("pandas", lambda m, file: getattr(m, f"read_{kind}")(file), save, packs)
 
 
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"expected a list, got {_brief(value)}")
+    return value
+
+
 def _json_line(m: Any, value: Any, **options: Any) -> bytes:
     return m.dumps(value, ensure_ascii=False, **options).encode() + b"\n"  # type: ignore[no-any-return]
 
@@ -2383,7 +2389,7 @@ _FORMATS = {
     ".jsonl": _Format(
         "json",
         lambda m, file: [m.loads(line) for line in file if line.strip()],
-        lambda m, x, file: file.writelines(_json_line(m, item) for item in x),
+        lambda m, x, file: file.writelines([_json_line(m, item) for item in _items(x)]),
         True,
     ),
     ".npy": _Format(
@@ -3912,12 +3918,12 @@ class Run(_Shown, Mapping[str, Any]):
         inputs: Mapping[str, Any],
         outcome: _Outcome,
         started: float,
-        prints: Mapping[str, str],
+        noted: dict[str, dict[str, Any]],
         again: Callable[[str, str], Any],
     ) -> None:
         self.inputs = {n: v for n, v in inputs.items() if not isinstance(v, _InCatalog)}
         self._shows, self._outcome, self._again = scene, outcome, again
-        self._started, self._prints = started, prints  # fingerprints of the inputs, where known
+        self._started, self._noted = started, noted  # inputs as they were, if it is recorded
         self._values: dict[str, Any] = {}
         self._error = ""  # what ended the run
         self._cell: int | None = None  # of a notebook, that shows this run already
@@ -3991,9 +3997,7 @@ class Run(_Shown, Mapping[str, Any]):
             "error": error,
             **_whereabouts(),
             **_git(_folder_of(self._shows.graph), int(self._started // 10)),
-            "inputs": {
-                n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs.items()
-            },
+            "inputs": self._noted or {n: _noted(v) for n, v in inputs.items()},
             "targets": list(self._values),
             "metrics": _metrics(values) | {n: m for n, m in kept.items() if n in self._values},
             "steps": {
@@ -4029,24 +4033,25 @@ def _folder_of(graph: _Graph) -> str:
     return ""
 
 
-def _noted(value: Any) -> dict[str, Any]:
+def _noted(value: Any, fingerprint: str = "") -> dict[str, Any]:
     """Write an input so that it can be given again if it is short JSON, else what it is."""
     import json
 
     if isinstance(value, _InCatalog):
-        return {"catalog": str(value)}
+        return {"catalog": str(value), "fingerprint": fingerprint}
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
         if isinstance(value, os.PathLike):
-            return {"path": os.fsdecode(value)}
+            return {"path": os.fsdecode(value), "fingerprint": fingerprint}
         text = ""
         for piece in json.JSONEncoder().iterencode(value):  # no further than it is short
             text += piece
             if len(text) > _LONGEST_NOTE:
                 break
         else:
-            if json.loads(text) == value:
-                return {"value": value}
-    return {"text": _brief(value)}
+            copied = json.loads(text)  # a step may change the value itself
+            if type(copied) is type(value) and copied == value:
+                return {"value": copied, "fingerprint": fingerprint}
+    return {"text": _brief(value), "fingerprint": fingerprint}
 
 
 _LONGEST_NOTE = 4096  # characters
@@ -5553,8 +5558,10 @@ class Pipeline(_Shown):
         def again(name: str, key: str) -> Any:
             return self._run((name,), inputs, {*distrusted, key})[name]
 
+        shown = scene.inputs.items() if self._is_recorded() else ()
+        noted = {name: _noted(value, marks.get(name, "")) for name, value in shown}
         outcome = _Outcome(order)
-        run = Run(scene, used, outcome, started, marks, again)
+        run = Run(scene, used, outcome, started, noted, again)
         status, began = "failed", _clock()
         try:
             _execute(outcome, values, policy)

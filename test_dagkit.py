@@ -2934,6 +2934,14 @@ def test_a_frame_is_expected_where_pandas_writes(folder: Path) -> None:
         made.run()
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, "ab", b"ab", 5, None])
+def test_lines_are_written_of_a_list_only(folder: Path, value: Any) -> None:
+    """Of a dict they would be its keys, without what they lead to."""
+    made = Pipeline({"rows": lambda value: value}, catalog={"rows": "out/rows.jsonl"})
+    with pytest.raises(TypeError, match="expected a list, got"):
+        made.run(value=value)
+
+
 @pytest.mark.parametrize(
     ("index", "fits"),
     [
@@ -4467,13 +4475,24 @@ def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
     assert [row.get("metrics.more") for row in made.history()] == [None, None]
 
 
+def test_inputs_are_recorded_as_they_were_before_a_step_changed_them() -> None:
+    def grow(rows: list[int]) -> int:
+        rows.append(9)
+        return len(rows)
+
+    made = Pipeline(grow, store=os.environ["DAGKIT_STORE"])
+    made.run(rows=[1])
+    assert made.history()[0].inputs == {"rows": [1]}
+
+
 def test_a_long_input_is_not_written_as_text_to_see_that_it_is_long() -> None:
     class Endless(list[int]):
         def __iter__(self) -> Iterator[int]:
             yield from itertools.count()
 
     assert dagkit._noted({"a": "x" * 4000})["value"] == {"a": "x" * 4000}
-    assert list(dagkit._noted({"a": Endless([1])})) == ["text"]
+    assert list(dagkit._noted({"a": Endless([1])})) == ["text", "fingerprint"]
+    assert list(dagkit._noted(np.float64(1))) == ["text", "fingerprint"]  # no float, if given again
 
 
 @pytest.mark.parametrize(
