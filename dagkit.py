@@ -1001,6 +1001,15 @@ def _check_names(graph: _Graph, targets: Iterable[Any], given: Iterable[str]) ->
             )
 
 
+def _check_known(what: str, names: Iterable[str], graph: _Graph) -> None:
+    """Raise ``UnknownNameError`` for a name that an option has and the graph has not."""
+    known = {*graph.makers, *graph.inputs}
+    unknown = sorted(str(name) for name in names if name not in known)
+    if unknown:
+        text = f"{what} names {_listed(map(repr, unknown))}: no step makes or takes it\n"
+        raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
+
+
 def _missing_error(graph: _Graph, missing: Mapping[str, Step | None]) -> MissingInputError:
     lines = [
         f"step '{step.name}' needs '{name}': no step makes it and run() was not given it\n"
@@ -2644,11 +2653,7 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
     Raises ``CatalogError`` for an entry that cannot be one, ``UnknownNameError`` for a name.
     """
     steps, inputs = dict(graph.steps), dict(graph.inputs)
-    known = {*graph.makers, *inputs}
-    unknown = sorted(name for name in catalog if name not in known)
-    if unknown:
-        text = f"the catalog names {_listed(map(repr, unknown))}: no step makes or takes it\n"
-        raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
+    _check_known("the catalog", catalog, graph)
     for name, entry in catalog.items():
         if isinstance(entry, str | os.PathLike):
             _File(name, os.fspath(entry))  # for its CatalogError
@@ -3824,6 +3829,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
     stored: dict[str, _Lazy] = {}
+    pruned: dict[str, set[str]] = {}  # values that a fresh step would have to make again
     for step in reuse.order.steps:
         heads: list[_Head] = []
         reason = "" if step.cache else "not cached"
@@ -3862,6 +3868,8 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
             continue
         saved, size = sum(head.seconds for head in heads), sum(head.size for head in heads)
         plan[step.name] = _StepState(step.name, "fresh", saved=saved, size=size)
+        if not all(head.kept for head in heads):
+            pruned[step.name] = {step.name, *step.outputs} - reuse.catalog.keys()
         if not step._over:
             stored |= _stored(reuse.store, heads[0], reuse.catalog)
         for name in step.values:
@@ -3869,6 +3877,12 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
             prints[name] = _joined(marks) if step._over else marks[0]
             if step._over:
                 elements[name] = marks
+    loaded: set[str] = set()  # by the steps that run
+    for step in reversed(reuse.order.steps):
+        if not loaded.isdisjoint(pruned.get(step.name, ())):
+            plan[step.name] = _StepState(step.name, "stale", reason="payload pruned")
+        if plan[step.name].status != "fresh":
+            loaded.update(step.needs)
     return plan
 
 
@@ -5376,7 +5390,9 @@ class Pipeline(_Shown):
         inside = [f.__code__ for f in functions] + [f.__defaults__ for f in functions]
         if entries != self._seen or not all(map(operator.is_, inside, self._inside)):
             built = _build_graph(entries)
-            self._built = _with_catalog(built, self._catalog) if self._catalog else built
+            built = _with_catalog(built, self._catalog) if self._catalog else built
+            _check_known("secret=", self.secret, built)  # or one with a typo would be shown
+            self._built = built
             self._seen, self._inside = entries, inside
         return self._built
 

@@ -4244,6 +4244,24 @@ def test_what_has_no_fingerprint_never_gives_a_hit_and_the_plan_names_it() -> No
     db.close()
 
 
+def test_what_was_pruned_is_fresh_only_if_nothing_that_runs_needs_it(kept: Pipeline) -> None:
+    def told(biggest: int) -> str:
+        return str(biggest)
+
+    made = Pipeline(kept, told)
+    made.run(n=4)
+    made.store.prune(max_bytes=0)
+    assert reasons(made.plan("told", n=4)) == [
+        "squares stale: payload pruned",
+        "biggest stale: payload pruned",
+        "told new: not cached",
+    ]
+    assert went(made.run("told", n=4)) == "squares ran, biggest ran, told ran"
+    made.store.prune(max_bytes=0)
+    made.run("squares", n=4)
+    assert reasons(made.plan("told", n=4))[0] == "squares fresh: "
+
+
 def test_a_module_that_cannot_be_imported_any_more_is_a_reason(tmp_path: Path) -> None:
     write(tmp_path / "app", {
         "models.py": "import os\nif 'BROKEN' in os.environ: raise RuntimeError\nclass M: pass\n",
@@ -4514,6 +4532,18 @@ def test_records_that_cannot_be_read_are_an_empty_history(shop: Pipeline) -> Non
     with pytest.warns(DagkitWarning, match="runs cannot be recorded"):
         assert made.run("total", prices=[1])["total"] == 1
     assert made.history() == []
+
+
+def test_a_secret_that_no_step_takes_is_an_error(shop: Pipeline) -> None:
+    """With a typo it would be recorded and shown."""
+    made = shop.replace(secret="price")
+    with pytest.raises(UnknownNameError) as caught:
+        made.run(prices=[1])
+    assert str(caught.value) == (
+        "secret= names 'price': no step makes or takes it\n"
+        "  known names: bounds, digits, high, low, mean, prices, spread, total; "
+        "did you mean 'prices'?"
+    )
 
 
 def test_a_secret_is_not_shown_as_a_target_nor_by_the_error_of_a_map() -> None:
