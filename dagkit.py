@@ -5350,7 +5350,9 @@ class Pipeline(_Shown):
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
         self._sources = tuple(map(_settled, sources))
-        self._options = {  # for replace()
+        on_event = on_event if callable(on_event) else [*on_event]
+        secret = frozenset([secret] if isinstance(secret, str) else secret)
+        self._options = {  # for replace(), and as such no iterators
             "store": store,
             "executor": executor,
             "catalog": catalog,
@@ -5366,10 +5368,14 @@ class Pipeline(_Shown):
         if progress not in (True, False, "auto"):
             raise ValueError(f"progress={_brief(progress)}: expected True, False or 'auto'")
         self._executor, self._progress = executor, progress
-        self._listeners = [on_event] if callable(on_event) else [*on_event]
+        self._listeners = [on_event] if callable(on_event) else on_event
         self._catalog = dict(catalog or {})
         self._keeps = store is not None or "DAGKIT_STORE" in os.environ
-        self.secret = frozenset([secret] if isinstance(secret, str) else secret)
+        # What is secret in a pipeline is so in one that is made of it.
+        self.secret: frozenset[str] = secret.union(
+            *[x.secret for x in self._sources if isinstance(x, Pipeline)]
+        )
+        self._secret = secret
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
@@ -5391,7 +5397,7 @@ class Pipeline(_Shown):
         if entries != self._seen or not all(map(operator.is_, inside, self._inside)):
             built = _build_graph(entries)
             built = _with_catalog(built, self._catalog) if self._catalog else built
-            _check_known("secret=", self.secret, built)  # or one with a typo would be shown
+            _check_known("secret=", self._secret, built)  # or one with a typo would be shown
             self._built = built
             self._seen, self._inside = entries, inside
         return self._built

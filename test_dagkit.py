@@ -4534,6 +4534,15 @@ def test_records_that_cannot_be_read_are_an_empty_history(shop: Pipeline) -> Non
     assert made.history() == []
 
 
+def test_what_is_secret_stays_so_in_a_pipeline_made_of_others() -> None:
+    """Also if it came as an iterator, which replace() could not use again."""
+    inner = Pipeline({"size": lambda token: len(token)}, secret=iter(["token"]))
+    for outer in (Pipeline(inner, {"more": lambda size: size + 1}), inner.replace()):
+        assert outer.replace(store=os.environ["DAGKIT_STORE"]).run(token="s3cr3t")["size"] == 6
+        assert outer.secret == {"token"}
+    assert "s3cr3t" not in Path(os.environ["DAGKIT_STORE"], "runs.jsonl").read_text()
+
+
 def test_a_secret_that_no_step_takes_is_an_error(shop: Pipeline) -> None:
     """With a typo it would be recorded and shown."""
     made = shop.replace(secret="price")
