@@ -3785,10 +3785,11 @@ class _Reuse:
 class Plan(_Shown, Mapping[str, _StepState]):
     """What a run would do, step by step, and why.
 
-    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through. A
-    mapping of step name -> ``name``, ``status``, ``reason``, in the order in which the steps would
-    run. ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may
-    have; it runs if so. ``new``: nothing is stored; it runs.
+    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through, and
+    inputs of a catalog that count by their value: pickles, and objects of the user's. A mapping of
+    step name -> ``name``, ``status``, ``reason``, in the order in which the steps would run.
+    ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may have;
+    it runs if so. ``new``: nothing is stored; it runs.
 
     Examples
     --------
@@ -5321,6 +5322,9 @@ class Pipeline(_Shown):
         At once, for what can never be a source or a step.
     DuplicateNameError, DefaultsError, CycleError
         At the first use, since what is followed may still change.
+    CatalogError, UnknownNameError
+        At the first use, for a catalog that cannot be, and a name there or in ``secret`` that no
+        step makes or takes.
 
     Examples
     --------
