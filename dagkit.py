@@ -1003,6 +1003,15 @@ def _check_names(graph: _Graph, targets: Iterable[Any], given: Iterable[str]) ->
             )
 
 
+def _check_known(what: str, names: Iterable[str], graph: _Graph) -> None:
+    """Raise ``UnknownNameError`` for a name that an option has and the graph has not."""
+    known = {*graph.makers, *graph.inputs}
+    unknown = sorted(str(name) for name in names if name not in known)
+    if unknown:
+        text = f"{what} names {_listed(map(repr, unknown))}: no step makes or takes it\n"
+        raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
+
+
 def _missing_error(graph: _Graph, missing: Mapping[str, Step | None]) -> MissingInputError:
     lines = [
         f"step '{step.name}' needs '{name}': no step makes it and run() was not given it\n"
@@ -2368,6 +2377,12 @@ def _frames(kind: str, packs: bool = False, **options: Any) -> _Format:
     return _Format("pandas", lambda m, file: getattr(m, f"read_{kind}")(file), save, packs)
 
 
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"expected a list, got {_brief(value)}")
+    return value
+
+
 def _json_line(m: Any, value: Any, **options: Any) -> bytes:
     return m.dumps(value, ensure_ascii=False, **options).encode() + b"\n"  # type: ignore[no-any-return]
 
@@ -2385,7 +2400,7 @@ _FORMATS = {
     ".jsonl": _Format(
         "json",
         lambda m, file: [m.loads(line) for line in file if line.strip()],
-        lambda m, x, file: file.writelines(_json_line(m, item) for item in x),
+        lambda m, x, file: file.writelines([_json_line(m, item) for item in _items(x)]),
         True,
     ),
     ".npy": _Format(
@@ -2654,11 +2669,7 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
     Raises ``CatalogError`` for an entry that cannot be one, ``UnknownNameError`` for a name.
     """
     steps, inputs = dict(graph.steps), dict(graph.inputs)
-    known = {*graph.makers, *inputs}
-    unknown = sorted(name for name in catalog if name not in known)
-    if unknown:
-        text = f"the catalog names {_listed(map(repr, unknown))}: no step makes or takes it\n"
-        raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
+    _check_known("the catalog", catalog, graph)
     for name, entry in catalog.items():
         if isinstance(entry, str | os.PathLike):
             _File(name, os.fspath(entry))  # for its CatalogError
@@ -3800,11 +3811,11 @@ class _Reuse:
 class Plan(_Shown, Mapping[str, _StepState]):
     """What a run would do, step by step, and why.
 
-    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through
-    and what an object in the catalog holds. A mapping of step name -> ``name``, ``status``,
-    ``reason``, in the order in which the steps would run. ``fresh``: a stored result fits and
-    will be reused. ``stale``: something changed, or may have; it runs if so. ``new``: nothing is
-    stored, or the step is not cached; it runs.
+    ``Pipeline.plan`` makes it; it runs nothing, and loads only a list that a map goes through, and
+    inputs of a catalog that count by their value: pickles, and objects of the user's. A mapping of
+    step name -> ``name``, ``status``, ``reason``, in the order in which the steps would run.
+    ``fresh``: a stored result fits and will be reused. ``stale``: something changed, or may have;
+    it runs if so. ``new``: nothing is stored, or the step is not cached; it runs.
 
     Examples
     --------
@@ -3846,6 +3857,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
     prints: dict[str, str] = {}
     elements: dict[str, list[str]] = {}  # fingerprints of the elements of a list
     stored: dict[str, _Lazy] = {}
+    pruned: dict[str, set[str]] = {}  # values that a fresh step would have to make again
     for step in reuse.order.steps:
         heads: list[_Head] = []
         reason = "" if step.cache else "not cached"
@@ -3884,6 +3896,8 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
             continue
         saved, size = sum(head.seconds for head in heads), sum(head.size for head in heads)
         plan[step.name] = _StepState(step.name, "fresh", saved=saved, size=size)
+        if not all(head.kept for head in heads):
+            pruned[step.name] = {step.name, *step.outputs} - reuse.catalog.keys()
         if not step._over:
             stored |= _stored(reuse.store, heads[0], reuse.catalog)
         for name in step.values:
@@ -3891,6 +3905,12 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
             prints[name] = _joined(marks) if step._over else marks[0]
             if step._over:
                 elements[name] = marks
+    loaded: set[str] = set()  # by the steps that run
+    for step in reversed(reuse.order.steps):
+        if not loaded.isdisjoint(pruned.get(step.name, ())):
+            plan[step.name] = _StepState(step.name, "stale", reason="payload pruned")
+        if plan[step.name].status != "fresh":
+            loaded.update(step.needs)
     return plan
 
 
@@ -3941,12 +3961,12 @@ class Run(_Shown, Mapping[str, Any]):
         inputs: Mapping[str, Any],
         outcome: _Outcome,
         started: float,
-        prints: Mapping[str, str],
+        noted: dict[str, dict[str, Any]],
         again: Callable[[str, str], Any],
     ) -> None:
         self.inputs = {n: v for n, v in inputs.items() if not isinstance(v, _InCatalog)}
         self._shows, self._outcome, self._again = scene, outcome, again
-        self._started, self._prints = started, prints  # fingerprints of the inputs, where known
+        self._started, self._noted = started, noted  # inputs as they were, if it is recorded
         self._values: dict[str, Any] = {}
         self._error = ""  # what ended the run
         self._cell: int | None = None  # of a notebook, that shows this run already
@@ -4020,9 +4040,7 @@ class Run(_Shown, Mapping[str, Any]):
             "error": error,
             **_whereabouts(),
             **_git(_folder_of(self._shows.graph), int(self._started // 10)),
-            "inputs": {
-                n: {**_noted(v), "fingerprint": self._prints.get(n, "")} for n, v in inputs.items()
-            },
+            "inputs": self._noted or {n: _noted(v) for n, v in inputs.items()},
             "targets": list(self._values),
             "metrics": _metrics(values) | {n: m for n, m in kept.items() if n in self._values},
             "steps": {
@@ -4061,31 +4079,29 @@ def _folder_of(graph: _Graph) -> str:
 _LONGEST_NOTE = 4096  # characters of an input in a record
 
 
-def _noted(value: Any) -> dict[str, Any]:
+def _noted(value: Any, fingerprint: str = "") -> dict[str, Any]:
     """Write an input so that it can be given again if it is short JSON, else what it is."""
     import json
 
     if isinstance(value, _InCatalog):
-        return {"catalog": str(value)}
+        return {"catalog": str(value), "fingerprint": fingerprint}
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
         if isinstance(value, os.PathLike):
-            return {"path": os.fsdecode(value)}
+            return {"path": os.fsdecode(value), "fingerprint": fingerprint}
         if type(value) is list and value and all(isinstance(x, os.PathLike) for x in value):
             paths = [os.fsdecode(path) for path in value]
-            return (
-                {"paths": paths}
-                if sum(map(len, paths)) < _LONGEST_NOTE
-                else {"text": _brief(value)}
-            )
+            if sum(map(len, paths)) < _LONGEST_NOTE:
+                return {"paths": paths, "fingerprint": fingerprint}
         text = ""
         for piece in json.JSONEncoder().iterencode(value):  # no further than it is short
             text += piece
             if len(text) > _LONGEST_NOTE:
                 break
         else:
-            if json.loads(text) == value:
-                return {"value": value}
-    return {"text": _brief(value)}
+            copied = json.loads(text)  # a step may change the value itself
+            if type(copied) is type(value) and copied == value:
+                return {"value": copied, "fingerprint": fingerprint}
+    return {"text": _brief(value), "fingerprint": fingerprint}
 
 
 @functools.lru_cache(8)
@@ -5358,6 +5374,9 @@ class Pipeline(_Shown):
         At once, for what can never be a source or a step.
     DuplicateNameError, DefaultsError, CycleError
         At the first use, since what is followed may still change.
+    CatalogError, UnknownNameError
+        At the first use, for a catalog that cannot be, and a name there or in ``secret`` that no
+        step makes or takes.
 
     Examples
     --------
@@ -5388,7 +5407,9 @@ class Pipeline(_Shown):
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error={_brief(on_error)}: expected 'raise' or 'continue'")
         self._sources = tuple(map(_settled, sources))
-        self._options = {  # for replace()
+        on_event = on_event if callable(on_event) else [*on_event]
+        secret = frozenset([secret] if isinstance(secret, str) else secret)
+        self._options = {  # for replace(), and as such no iterators
             "store": store,
             "executor": executor,
             "catalog": catalog,
@@ -5405,11 +5426,15 @@ class Pipeline(_Shown):
         if progress not in (True, False, "auto"):
             raise ValueError(f"progress={_brief(progress)}: expected True, False or 'auto'")
         self._executor, self._progress = executor, progress
-        self._listeners = [on_event] if callable(on_event) else [*on_event]
+        self._listeners = [on_event] if callable(on_event) else on_event
         self._catalog = dict(catalog or {})
         self._keeps = store is not None or "DAGKIT_STORE" in os.environ
         self._name = name
-        self.secret = frozenset([secret] if isinstance(secret, str) else secret)
+        # What is secret in a pipeline is so in one that is made of it.
+        self.secret: frozenset[str] = secret.union(
+            *[x.secret for x in self._sources if isinstance(x, Pipeline)]
+        )
+        self._secret = secret
         self._store = store if isinstance(store, Store) else Store(store)
         self._codes = _CodeMemo()
         self._seen: list[Any] = [None]  # what the graph was built from
@@ -5430,12 +5455,9 @@ class Pipeline(_Shown):
         inside = [f.__code__ for f in functions] + [f.__defaults__ for f in functions]
         if entries != self._seen or not all(map(operator.is_, inside, self._inside)):
             built = _build_graph(entries)
-            self._built = _with_catalog(built, self._catalog) if self._catalog else built
-            if self.secret - self._built.makers.keys() - self._built.inputs.keys():
-                known = {*self._built.makers, *self._built.inputs}
-                unknown = sorted(self.secret - known)  # a typo would give the secret away
-                text = f"secret= names {_listed(map(repr, unknown))}: no step makes or takes it\n"
-                raise UnknownNameError(text + _hint(unknown, known), unknown=tuple(unknown))
+            built = _with_catalog(built, self._catalog) if self._catalog else built
+            _check_known("secret=", self._secret, built)  # or one with a typo would be shown
+            self._built = built
             self._seen, self._inside = entries, inside
         return self._built
 
@@ -5607,8 +5629,10 @@ class Pipeline(_Shown):
         def again(name: str, key: str) -> Any:
             return self._run((name,), inputs, {*distrusted, key})[name]
 
+        marks, shown = self._noted_prints(prints), scene.inputs if is_recorded else {}
+        noted = {name: _noted(value, marks.get(name, "")) for name, value in shown.items()}
         outcome = _Outcome(order)
-        run = Run(scene, used, outcome, started, self._noted_prints(prints), again)
+        run = Run(scene, used, outcome, started, noted, again)
         status, began = "failed", _clock()
         try:
             _execute(outcome, values, policy)

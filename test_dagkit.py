@@ -2936,6 +2936,14 @@ def test_a_frame_is_expected_where_pandas_writes(folder: Path) -> None:
         made.run()
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, "ab", b"ab", 5, None])
+def test_lines_are_written_of_a_list_only(folder: Path, value: Any) -> None:
+    """Of a dict they would be its keys, without what they lead to."""
+    made = Pipeline({"rows": lambda value: value}, catalog={"rows": "out/rows.jsonl"})
+    with pytest.raises(TypeError, match="expected a list, got"):
+        made.run(value=value)
+
+
 @pytest.mark.parametrize(
     ("index", "fits"),
     [
@@ -3073,7 +3081,7 @@ def test_a_plan_does_not_fail_for_data_that_cannot_be_loaded(folder: Path) -> No
     """It is the run that says so, before any step runs."""
     made = Pipeline(Step(lambda x: x, name="out", cache=True), catalog={"x": "x.pkl"})
     assert made.plan()["out"].reason == "no fingerprint: catalog x -> FileNotFoundError"
-    with pytest.raises(MissingInputError, match="input 'x' is not where the catalog says: x.pkl"):
+    with pytest.raises(MissingInputError, match=r"input 'x' is not where the catalog says: x\.pkl"):
         made.run()
     Path("x.json").write_text("[1")
     mapped = Pipeline(Step(lambda x: x, name="out", cache=True, map="x"), catalog={"x": "x.json"})
@@ -4262,6 +4270,24 @@ def test_what_has_no_fingerprint_never_gives_a_hit_and_the_plan_names_it() -> No
     db.close()
 
 
+def test_what_was_pruned_is_fresh_only_if_nothing_that_runs_needs_it(kept: Pipeline) -> None:
+    def told(biggest: int) -> str:
+        return str(biggest)
+
+    made = Pipeline(kept, told)
+    made.run(n=4)
+    made.store.prune(max_bytes=0)
+    assert reasons(made.plan("told", n=4)) == [
+        "squares stale: payload pruned",
+        "biggest stale: payload pruned",
+        "told new: not cached",
+    ]
+    assert went(made.run("told", n=4)) == "squares ran, biggest ran, told ran"
+    made.store.prune(max_bytes=0)
+    made.run("squares", n=4)
+    assert reasons(made.plan("told", n=4))[0] == "squares fresh: "
+
+
 def test_a_module_that_cannot_be_imported_any_more_is_a_reason(tmp_path: Path) -> None:
     write(tmp_path / "app", {
         "models.py": "import os\nif 'BROKEN' in os.environ: raise RuntimeError\nclass M: pass\n",
@@ -4533,13 +4559,24 @@ def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
     assert [row.get("metrics.more") for row in made.history()] == [None, None]
 
 
+def test_inputs_are_recorded_as_they_were_before_a_step_changed_them() -> None:
+    def grow(rows: list[int]) -> int:
+        rows.append(9)
+        return len(rows)
+
+    made = Pipeline(grow, store=os.environ["DAGKIT_STORE"])
+    made.run(rows=[1])
+    assert made.history()[0].inputs == {"rows": [1]}
+
+
 def test_a_long_input_is_not_written_as_text_to_see_that_it_is_long() -> None:
     class Endless(list[int]):
         def __iter__(self) -> Iterator[int]:
             yield from itertools.count()
 
     assert dagkit._noted({"a": "x" * 4000})["value"] == {"a": "x" * 4000}
-    assert list(dagkit._noted({"a": Endless([1])})) == ["text"]
+    assert list(dagkit._noted({"a": Endless([1])})) == ["text", "fingerprint"]
+    assert list(dagkit._noted(np.float64(1))) == ["text", "fingerprint"]  # no float, if given again
 
 
 @pytest.mark.parametrize(
@@ -4561,6 +4598,27 @@ def test_records_that_cannot_be_read_are_an_empty_history(shop: Pipeline) -> Non
     with pytest.warns(DagkitWarning, match="runs cannot be recorded"):
         assert made.run("total", prices=[1])["total"] == 1
     assert made.history() == []
+
+
+def test_what_is_secret_stays_so_in_a_pipeline_made_of_others() -> None:
+    """Also if it came as an iterator, which replace() could not use again."""
+    inner = Pipeline({"size": lambda token: len(token)}, secret=iter(["token"]))
+    for outer in (Pipeline(inner, {"more": lambda size: size + 1}), inner.replace()):
+        assert outer.replace(store=os.environ["DAGKIT_STORE"]).run(token="s3cr3t")["size"] == 6
+        assert outer.secret == {"token"}
+    assert "s3cr3t" not in Path(os.environ["DAGKIT_STORE"], "runs.jsonl").read_text()
+
+
+def test_a_secret_that_no_step_takes_is_an_error(shop: Pipeline) -> None:
+    """With a typo it would be recorded and shown."""
+    made = shop.replace(secret="price")
+    with pytest.raises(UnknownNameError) as caught:
+        made.run(prices=[1])
+    assert str(caught.value) == (
+        "secret= names 'price': no step makes or takes it\n"
+        "  known names: bounds, digits, high, low, mean, prices, spread, total; "
+        "did you mean 'prices'?"
+    )
 
 
 def test_a_secret_is_not_shown_as_a_target_nor_by_the_error_of_a_map() -> None:
