@@ -3730,9 +3730,10 @@ class _Reuse:
         kept_for = step.cache.total_seconds() if isinstance(step.cache, timedelta) else math.inf
         if time.time() - head.created > kept_for:
             return "expired"
-        held = {step.name, *step.outputs} - self.catalog.keys()
-        if not head.kept and not held.isdisjoint(self.order.targets):
-            return "payload pruned"
+        if not head.kept:
+            held = {step.name, *step.outputs} - self.catalog.keys()
+            if not held.isdisjoint(self.order.targets):
+                return "payload pruned"
         for name, mark in head.named.items():
             # Not by its path: the whole project may have been moved, or copied.
             place = self.catalog.get(name[8:]) if name[:8] == "catalog " else None
