@@ -1146,9 +1146,13 @@ def _path_token(path: str, above: tuple[tuple[int, int], ...] = ()) -> bytes:
             here = (status.st_dev, status.st_ino)
             if here in above:  # a symbolic link to a folder above
                 return _digest("loop", _text(len(above) - above.index(here)))
-            names = sorted(os.listdir(path))
-            inner = (_path_token(os.path.join(path, name), (*above, here)) for name in names)
-            return _digest("folder", *map(_text, names), *inner)
+            names, store = sorted(os.listdir(path)), _digest("store")
+            if "CACHEDIR.TAG" in names and _top(os.path.join(path, "CACHEDIR.TAG"))[0] == _TAG:
+                return store
+            inner = {x: _path_token(os.path.join(path, x), (*above, here)) for x in names}
+            # What a run keeps is no content, or none of a folder with a store would ever be kept.
+            names = [name for name in names if inner[name] != store]
+            return _digest("folder", *map(_text, names), *map(inner.__getitem__, names))
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise _Opaque(f"special file {path}")
         times = (status.st_mtime_ns, status.st_ctime_ns)

@@ -2101,6 +2101,20 @@ def test_a_result_file_that_changes_while_a_step_reads_it(
     assert Path(out).read_text() == "right"
 
 
+def test_a_store_inside_a_folder_is_no_content_of_it(tmp_path: Path) -> None:
+    """Such as the folder of the project: else each run would change its own input."""
+
+    @step(cache=True)
+    def texts(path: Path) -> int:
+        return len([*path.glob("*.txt")])
+
+    made = Pipeline(texts, store=tmp_path / "in" / ".dagkit")
+    write(tmp_path / "in", {"a.txt": "a"})
+    assert [went(made.run(path=tmp_path / "in")) for _ in range(2)] == ["texts ran", "texts cached"]
+    write(tmp_path / "in", {"b.txt": "b"})
+    assert made.run(path=tmp_path / "in")["texts"] == 2
+
+
 @pytest.mark.parametrize("looked", ["before the run", "by an earlier step"])
 def test_a_file_that_an_earlier_step_of_the_run_writes_counts_as_written(
     tmp_path: Path, looked: str
