@@ -187,7 +187,7 @@ class CatalogError(DagkitError, ValueError):
 
 
 class MutationError(DagkitError, ValueError):
-    """A step of a strict pipeline has changed one of its arguments in place: ``.name``."""
+    """A step has changed an argument in place, against strict= or what a run needs: ``.name``."""
 
 
 class SensorTimeoutError(DagkitError, TimeoutError):
@@ -5231,6 +5231,26 @@ def _is_about_sending(step: Step, error: Exception) -> bool:
     return "pickle" in str(error) or "local object" in str(error)
 
 
+def _unchanged(policy: _Policy, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprints of inputs that still hold, for a run that has to begin again.
+
+    Raises ``MutationError`` if it cannot, since a step has changed an input.
+    """
+    known = {name: found for name, found in policy.prints.items() if not found[1]}  # names no file
+    for name, (mark, _) in known.items():
+        if not isinstance(values[name], _Lazy) and _marks([values[name]]) != [mark]:
+            for key in policy.reuse.distrusted:  # or the next run would end here as well
+                with contextlib.suppress(OSError):
+                    os.unlink(policy.reuse.store._entry(key))
+            raise MutationError(
+                f"a step changed the input '{name}' in place, and the run has to begin again, "
+                "since an entry of the store cannot be loaded\n  that entry is gone now: run "
+                f"again, with '{name}' as it was; strict=True finds such steps",
+                name=name,
+            ) from None
+    return known
+
+
 def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None:
     """Run the steps of an order; leaves in ``values`` those of the targets, and what was given.
 
@@ -5277,7 +5297,7 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
         except _Again:
             values.clear()
             values.update(inputs)
-            policy = policy._replace(prints={})  # what has run may have changed them
+            policy = policy._replace(prints=_unchanged(policy, values))
         finally:
             first = None
 

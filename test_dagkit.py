@@ -2168,8 +2168,8 @@ def test_files_in_a_list_of_a_map_that_change_while_a_step_reads_them(
     assert went(made.run(n=[1, 2])) == "paths cached, texts cached"
 
 
-def test_a_run_that_begins_again_looks_at_its_inputs_again() -> None:
-    """A step that is not cached has changed one: what is made of it is no value of the old one."""
+def test_a_run_cannot_begin_again_with_an_input_that_a_step_has_changed() -> None:
+    """What is made of it now is no value of what was given; the next run does not come to that."""
 
     def total(rows: list[int]) -> int:
         return sum(rows)
@@ -2184,8 +2184,9 @@ def test_a_run_that_begins_again_looks_at_its_inputs_again() -> None:
     assert made.run("report", rows=[1, 2])["report"] == 3
     made.store.clear("report")
     made.store.prune(max_bytes=0)
-    made.run("report", rows=[1, 2])
-    assert made.run("total", rows=[1, 2])["total"] == 3
+    with pytest.raises(MutationError, match="changed the input 'rows' in place"):
+        made.run("report", rows=[1, 2])
+    assert made.run("report", rows=[1, 2])["report"] == 3
 
 
 def test_a_file_that_changes_while_another_process_has_the_lock(tmp_path: Path) -> None:
