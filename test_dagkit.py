@@ -3052,8 +3052,10 @@ def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, made: str)
         import os, pickle
         from dagkit import Pipeline, step
         import model
+        os.chdir(os.environ["APP"])
         if not os.path.exists("in.pkl"):
-            pickle.dump(model.Model(), open("in.pkl", "wb"))
+            with open("in.pkl", "wb") as file:
+                pickle.dump(model.Model(), file)
         @step
         def fitted():
             return model.Model()
@@ -3069,7 +3071,7 @@ def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, made: str)
     app = tmp_path / "app"
     for number, status in ((1, "ran"), (1, "cached"), (2, "ran"), (2, "cached")):
         write(app, {"model.py": source.format(number)})
-        assert run_in(app, code) == f"{number} {status}\n"
+        assert run_in(app, code, APP=str(app)) == f"{number} {status}\n"
 
 
 def test_equal_bytes_under_another_suffix_are_another_value(folder: Path) -> None:
