@@ -187,7 +187,7 @@ class CatalogError(DagkitError, ValueError):
 
 
 class MutationError(DagkitError, ValueError):
-    """A step of a strict pipeline has changed one of its arguments in place: ``.name``."""
+    """A step has changed an argument in place, against strict= or what a run needs: ``.name``."""
 
 
 class SensorTimeoutError(DagkitError, TimeoutError):
@@ -1148,9 +1148,13 @@ def _path_token(path: str, above: tuple[tuple[int, int], ...] = ()) -> bytes:
             here = (status.st_dev, status.st_ino)
             if here in above:  # a symbolic link to a folder above
                 return _digest("loop", _text(len(above) - above.index(here)))
-            names = sorted(os.listdir(path))
-            inner = (_path_token(os.path.join(path, name), (*above, here)) for name in names)
-            return _digest("folder", *map(_text, names), *inner)
+            names, store = sorted(os.listdir(path)), _digest("store")
+            if "CACHEDIR.TAG" in names and _top(os.path.join(path, "CACHEDIR.TAG"))[0] == _TAG:
+                return store
+            inner = {x: _path_token(os.path.join(path, x), (*above, here)) for x in names}
+            # What a run keeps is no content, or none of a folder with a store would ever be kept.
+            names = [name for name in names if inner[name] != store]
+            return _digest("folder", *map(_text, names), *map(inner.__getitem__, names))
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise _Opaque(f"special file {path}")
         times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -3754,9 +3758,10 @@ class _Reuse:
         kept_for = step.cache.total_seconds() if isinstance(step.cache, timedelta) else math.inf
         if time.time() - head.created > kept_for:
             return "expired"
-        held = {step.name, *step.outputs} - self.catalog.keys()
-        if not head.kept and not held.isdisjoint(self.order.targets):
-            return "payload pruned"
+        if not head.kept:
+            held = {step.name, *step.outputs} - self.catalog.keys()
+            if not held.isdisjoint(self.order.targets):
+                return "payload pruned"
         for name, mark in head.named.items():
             # Not by its path: the whole project may have been moved, or copied.
             place = self.catalog.get(name[8:]) if name[:8] == "catalog " else None
@@ -5274,6 +5279,26 @@ def _is_about_sending(step: Step, error: Exception) -> bool:
     return "pickle" in str(error) or "local object" in str(error)
 
 
+def _unchanged(policy: _Policy, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprints of inputs that still hold, for a run that has to begin again.
+
+    Raises ``MutationError`` if it cannot, since a step has changed an input.
+    """
+    known = {name: found for name, found in policy.prints.items() if not found[1]}  # names no file
+    for name, (mark, _) in known.items():
+        if not isinstance(values[name], _Lazy) and _marks([values[name]]) != [mark]:
+            for key in policy.reuse.distrusted:  # or the next run would end here as well
+                with contextlib.suppress(OSError):
+                    os.unlink(policy.reuse.store._entry(key))
+            raise MutationError(
+                f"a step changed the input '{name}' in place, and the run has to begin again, "
+                "since an entry of the store cannot be loaded\n  that entry is gone now: run "
+                f"again, with '{name}' as it was; strict=True finds such steps",
+                name=name,
+            ) from None
+    return known
+
+
 def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None:
     """Run the steps of an order; leaves in ``values`` those of the targets, and what was given.
 
@@ -5320,7 +5345,7 @@ def _execute(outcome: _Outcome, values: dict[str, Any], policy: _Policy) -> None
         except _Again:
             values.clear()
             values.update(inputs)
-            policy = policy._replace(prints={})  # what has run may have changed them
+            policy = policy._replace(prints=_unchanged(policy, values))
         finally:
             first = None
 
