@@ -33,7 +33,6 @@ Pipeline    the façade: short methods that call the rooms above
 from __future__ import annotations
 
 import contextlib
-import copy
 import copyreg
 import functools
 import hashlib
@@ -4623,6 +4622,7 @@ def _private_copy(value: Any) -> Any:
 
     Else a first run, in which the step runs, would differ from a second one, in which it does not.
     """
+    import copy
     import pickle
 
     if isinstance(value, _Lazy):  # each load is a copy
