@@ -4080,6 +4080,12 @@ def _folder_of(graph: _Graph) -> str:
     return ""
 
 
+def _are_paths(value: Any) -> bool:
+    """Tell a path, and a list of paths."""
+    items = value if type(value) is list else [value]
+    return bool(items) and all(isinstance(item, os.PathLike) for item in items)
+
+
 _LONGEST_NOTE = 4096  # characters of an input in a record
 
 
@@ -4092,7 +4098,7 @@ def _noted(value: Any, fingerprint: str = "") -> dict[str, Any]:
     with contextlib.suppress(Exception):  # whatever a class does when it is compared
         if isinstance(value, os.PathLike):
             return {"path": os.fsdecode(value), "fingerprint": fingerprint}
-        if type(value) is list and value and all(isinstance(x, os.PathLike) for x in value):
+        if _are_paths(value):
             paths = [os.fsdecode(path) for path in value]
             if sum(map(len, paths)) < _LONGEST_NOTE:
                 return {"paths": paths, "fingerprint": fingerprint}
@@ -5646,12 +5652,14 @@ class Pipeline(_Shown):
         reuse = _Reuse(self._store, self._codes, order, places, self.secret)
         reuse.distrusted |= distrusted
         keep_going, is_recorded = self._on_error == "continue", self._is_recorded()
-        prints = self._fingerprints(used) if is_recorded else {}
+        prints = self._fingerprints(order, used) if is_recorded else {}
         policy = _Policy(reuse, keep_going, self._strict, self._executor, listeners, prints)
         if listeners:
             _tell(listeners, Event("run started", started, done=0, total=len(order.steps)))
 
         def again(name: str, key: str) -> Any:
+            reuse.distrusted.add(key)
+            _unchanged(policy, used)  # for its MutationError
             return self._run((name,), inputs, {*distrusted, key})[name]
 
         marks, shown = self._noted_prints(prints), scene.inputs if is_recorded else {}
@@ -5677,14 +5685,17 @@ class Pipeline(_Shown):
                 self._store._append(run.record)
         return run
 
-    def _fingerprints(self, inputs: Mapping[str, Any]) -> _Prints:
+    def _fingerprints(self, order: _Order, inputs: Mapping[str, Any]) -> _Prints:
         """Take the fingerprints of inputs before a step can change them."""
         prints: _Prints = {}
+        kept = {name for step in order.steps if step.cache for name in step.needs}
         for name, value in inputs.items():
             names: list[tuple[str, str]] = []
             place = value.place if isinstance(value, _InCatalog) else None
-            # What counts by its value would have to be loaded.
-            if place is None or (place.is_local and place.suffix != ".pkl"):
+            # What counts by its value would have to be loaded; files that no cached step takes may
+            # be huge, and no step changes them in memory.
+            is_file = place is None or (place.is_local and place.suffix != ".pkl")
+            if is_file and (name in kept or not (place or _are_paths(value))):
                 with contextlib.suppress(_Opaque):
                     prints[name] = _print_of(value, names), names
         return prints

@@ -4535,6 +4535,35 @@ def login(key: str = "s3cr3t-default") -> int:
     return len(key)
 
 
+def test_a_value_pruned_after_the_run_is_not_made_of_an_input_that_was_changed() -> None:
+    def total_of(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    def meddler(total_of: int, numbers: list[int]) -> None:
+        numbers.append(100)
+
+    made = Pipeline(Step(total_of, cache=True), meddler)
+    run = made.run(numbers=[1, 2])
+    made.store.prune(max_bytes=0)
+    with (
+        pytest.warns(DagkitWarning, match="it was cut short"),
+        pytest.raises(MutationError, match="a step changed the input 'numbers' in place"),
+    ):
+        run["total_of"]
+    assert made.run(numbers=[1, 2])["total_of"] == 3
+
+
+def test_files_that_only_uncached_steps_take_are_not_read_for_the_record(folder: Path) -> None:
+    os.mkfifo("data/endless")
+    made = Pipeline({"size": lambda path: 1}, Step(lambda n: n, name="same", cache=True))
+    made.run(path=[folder / "data"], n=1)
+    made.run(path=folder / "data" / "endless", n=1)
+    first, second = kept_runs(made)
+    assert first["inputs"]["path"] == {"paths": [str(folder / "data")], "fingerprint": ""}
+    assert second["inputs"]["path"]["path"] == str(folder / "data" / "endless")
+    assert len(second["inputs"]["n"]["fingerprint"]) == 64
+
+
 def test_the_default_of_a_secret_is_not_on_the_page(tmp_path: Path) -> None:
     made = Pipeline(login, secret="key")
     for shown in (made, made.plan(), made.run()):
