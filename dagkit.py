@@ -2254,7 +2254,11 @@ class Store:
         try:
             file = os.open(f"{self.path}/{_RECORDS}", _WRITE | os.O_APPEND, 0o600)
             try:
-                os.write(file, line)
+                size = os.fstat(file).st_size
+                os.lseek(file, max(0, size - 1), os.SEEK_SET)
+                # A full disk may have cut the last line short: this one must not be lost with it.
+                cut = size > 0 and os.read(file, 1) != b"\n"
+                os.write(file, b"\n" * cut + line)
             finally:
                 os.close(file)
         except OSError as error:
@@ -2833,7 +2837,9 @@ def _told(state: _StepState, *, short: bool = False) -> str:
             return "cached, " * short + f"saved {_duration(state.saved)}"
         case "ran":
             tries = f"in {state.attempts} tries" * (state.attempts > 1)
-            return took if short else "   ".join(filter(None, [took, tries, state.reason]))
+            # What never ran before has run now.
+            why = "first time" if state.reason == "never ran" else state.reason
+            return took if short else "   ".join(filter(None, [took, tries, why]))
         case "failed":
             return error.partition(":")[0] if short else f"{took}   {error}"
     return state.reason
@@ -4363,6 +4369,9 @@ class _Progress:
         return text if len(text) <= room else text[: room - 1] + ("~" if self.ascii else "…")
 
 
+_LOST_VALUES = ("failed", "skipped")
+
+
 class _Live:
     """Shows a run in a notebook: one output, drawn anew at most four times a second."""
 
@@ -4387,11 +4396,22 @@ class _Live:
         elif event.kind in ("step started", "step submitted", "map progress"):
             far = f"{event.done}/{event.total}" if event.total is not None else ""
             self.states[name] = _StepState(name, "running", reason=far, elements=event.total)
-        for name, state in self.states.items() if last else ():
-            if state.status == "running":
-                self.states[name] = state._replace(status="failed", error="interrupted")
+        if last:
+            self.end()
         if (event.status == "failed" or self.handle is not None) if last else now >= self.next:
             self.draw(now, event.seconds if last else now - self.began)
+
+    def end(self) -> None:
+        """Settle what an exception or an interrupt has left open."""
+        graph = self.scene.graph
+        for name, state in self.states.items():
+            step = graph.steps[name]
+            makers = [_maker(graph, need) for need in step.needs if need not in step._defaults]
+            lost = [m for m in makers if m in self.states and self.states[m].status in _LOST_VALUES]
+            if state.status == "running":
+                self.states[name] = state._replace(status="failed", error="interrupted")
+            elif state.status == "waiting" and lost:
+                self.states[name] = state._replace(status="skipped", reason=f"needs {lost[0]}")
 
     def draw(self, now: float, seconds: float) -> None:
         from IPython.display import display

@@ -3992,8 +3992,8 @@ def test_a_cell_shows_pipeline_plan_and_run(notebook: Any) -> None:
     ("index", "present", "kind"),
     [
         (3, {"4 ran"}, ""),
-        (5, {"1 failed", "ValueError", "1 cached"}, "ValueError"),
-        (6, {"1 failed", "interrupted", "1 waiting"}, "KeyboardInterrupt"),
+        (5, {"1 failed", "ValueError", "1 cached", "needs fit"}, "ValueError"),
+        (6, {"1 failed", "interrupted", "1 skipped", "needs fit"}, "KeyboardInterrupt"),
         (7, {"2 ran", "1 cached"}, ""),
         (8, {"2 ran", "1 cached"}, ""),
         (9, {"2 ran", "1 cached"}, ""),
@@ -4589,6 +4589,8 @@ def test_lines_of_many_processes_do_not_mix_and_a_torn_one_is_left_out(tmp_path:
     with open(tmp_path / "store" / "runs.jsonl", "ab") as file:
         file.write(b'{"id": "cut sho')
     assert len([*made.store._records()]) == 240
+    made.run(n=1)
+    assert len([*made.store._records()]) == 241
 
 
 def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
