@@ -3857,6 +3857,33 @@ class Plan(_Shown, Mapping[str, _StepState]):
         return self._shows
 
 
+def _look_up(
+    reuse: _Reuse,
+    step: Step,
+    prints: Mapping[str, str],
+    elements: Mapping[str, Iterable[str]],
+    values: Mapping[str, Any],
+) -> list[_Head] | str:
+    """Return the entries of a step, for a map one an element; or why it would run."""
+    unknown = [name for name in step.needs if name not in prints]
+    unknown += [name for name in step._over if name not in elements]
+    if unknown:
+        # An input that is no list has no maker; a run will say what is wrong with it.
+        maker = reuse.makers.get(unknown[0])
+        wanted = reuse.wanted(step, "", prints, values)
+        return reuse.why(step, wanted, after=maker.name if maker else "")
+    heads: list[_Head] = []
+    rows = zip(*[elements[name] for name in step._over], strict=False)
+    for row in rows if step._over else [()]:
+        here = {**prints, **dict(zip(step._over, row, strict=True))}
+        key = reuse.key(step, here)
+        found = reuse.find(step, key)
+        if isinstance(found, str):
+            return found or reuse.why(step, reuse.wanted(step, key, here, values))
+        heads.append(found)
+    return heads
+
+
 def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState]:
     """Decide for each step of an order what a run would do with it.
 
@@ -3869,8 +3896,7 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
     stored: dict[str, _Lazy] = {}
     pruned: dict[str, set[str]] = {}  # values that a fresh step would have to make again
     for step in reuse.order.steps:
-        heads: list[_Head] = []
-        reason = "" if step.cache else "not cached"
+        found: list[_Head] | str = "not cached"
         try:
             for name in step.needs if step.cache else ():
                 if name in values and name not in prints:
@@ -3881,29 +3907,15 @@ def _make_plan(reuse: _Reuse, values: Mapping[str, Any]) -> dict[str, _StepState
                 elif name in stored and name in step._over and name not in elements:
                     with contextlib.suppress(Exception):  # a run will say what is wrong with it
                         elements[name] = [_fingerprint(item) for item in stored[name].load()]
-            unknown = [name for name in step.needs if name not in prints]
-            unknown += [name for name in step._over if name not in elements]
-            rows = zip(*[elements.get(name, ()) for name in step._over], strict=False)
-            if unknown and step.cache:
-                # An input that is no list has no maker; a run will say what is wrong with it.
-                maker = reuse.makers.get(unknown[0])
-                wanted = reuse.wanted(step, "", prints, values)
-                reason = reuse.why(step, wanted, after=maker.name if maker else "")
-            elif step.cache:
-                for row in rows if step._over else [()]:
-                    here = prints | dict(zip(step._over, row, strict=True))
-                    key = reuse.key(step, here)
-                    found = reuse.find(step, key)
-                    if isinstance(found, str):
-                        reason = found or reuse.why(step, reuse.wanted(step, key, here, values))
-                        break
-                    heads.append(found)
+            if step.cache:
+                found = _look_up(reuse, step, prints, elements, values)
         except _Opaque as culprit:
-            reason = culprit.reason
-        if reason:
-            new = reason in ("never ran", "not cached")
-            plan[step.name] = _StepState(step.name, "new" if new else "stale", reason=reason)
+            found = culprit.reason
+        if isinstance(found, str):
+            new = found in ("never ran", "not cached")
+            plan[step.name] = _StepState(step.name, "new" if new else "stale", reason=found)
             continue
+        heads = found
         saved, size = sum(head.seconds for head in heads), sum(head.size for head in heads)
         plan[step.name] = _StepState(step.name, "fresh", saved=saved, size=size)
         if not all(head.kept for head in heads):
@@ -4557,33 +4569,41 @@ def _check_unchanged(step: Step, before: list[str], values: list[Any]) -> None:
             raise step._error(what, "change a copy and return that", MutationError, name=name)
 
 
+def _into_catalog(job: _Job, made: _Made) -> tuple[_Made, dict[str, str], dict[str, Any], bool]:
+    """Keep what a step made where the catalog says; its values become loads from there.
+
+    Returns what was made; name -> mark of what an entry has to be compared with; what it keeps of
+    each value; and whether all that has a fingerprint.
+    """
+    values, is_known = dict(made.values), True
+    marks, notes = dict[str, str](), dict[str, Any]()
+    for name, place in job.catalog.items():
+        named: dict[str, str] = {}
+        if place.suffix == ".pkl":  # whose bytes only name the classes of the project
+            try:
+                _pickled(values[name], named)
+            except _Opaque:  # nobody could tell when it is another one
+                is_known = False
+        try:
+            mark = place.save(values[name])
+        except Exception as error:
+            error.add_note(f"while '{name}' was kept in the catalog: {place}")
+            raise
+        is_known = is_known and mark != ""  # else what it loads has no fingerprint
+        marks |= {**named, f"catalog {name}": mark}
+        values[name] = _InCatalog(place, mark)
+        notes[name] = (place.suffix, place.reader, mark, named)
+    if job.catalog and job.step.outputs:
+        values[job.step.name] = _Whole([values[name] for name in job.step.outputs])
+    return made._replace(values=values), marks, notes, is_known
+
+
 def _kept(job: _Job, made: _Made) -> _Made:
     """Keep what a step made where the catalog says, and in the store; values become loads."""
     if job.step.poke is not None and not made.values[job.step.name]:
         return made  # a sensor that has seen nothing has no value yet
-    marks, notes = dict[str, str](), dict[str, Any]()
-    if job.catalog:
-        values = dict(made.values)
-        for name, place in job.catalog.items():
-            named: dict[str, str] = {}
-            if place.suffix == ".pkl":  # whose bytes only name the classes of the project
-                try:
-                    _pickled(values[name], named)
-                except _Opaque:  # nobody could tell when it is another one
-                    job = job._replace(head=None)
-            try:
-                mark = place.save(values[name])
-            except Exception as error:
-                error.add_note(f"while '{name}' was kept in the catalog: {place}")
-                raise
-            job = job if mark else job._replace(head=None)  # what it loads has no fingerprint
-            marks |= {**named, f"catalog {name}": mark}
-            values[name] = _InCatalog(place, mark)
-            notes[name] = (place.suffix, place.reader, mark, named)
-        if job.step.outputs:
-            values[job.step.name] = _Whole([values[name] for name in job.step.outputs])
-        made = _Made(values, made.seconds)
-    if job.store is None or job.head is None:
+    made, marks, notes, is_known = _into_catalog(job, made)
+    if job.store is None or job.head is None or not is_known:
         return made
     try:
         if any(_named_mark(name) != mark for name, mark in job.files):
