@@ -6744,3 +6744,35 @@ def test_every_dataset_of_kedro_is_an_entry_of_a_catalog(bridge: Any) -> None:
     assert statuses == [["ran"] * 3, ["cached"] * 3]
     assert reason == "data report changed"
     assert values == [[2.0], [5.0]]
+
+
+@pytest.mark.bridges
+def test_what_the_readme_says_of_luigi_and_kedro_runs(bridge: Any) -> None:
+    """The two blocks that stand beside dagkit's own, over the same file."""
+    luigi_block, kedro_block = (text for kind, text in BLOCKS if kind == "py")
+    head = """
+import json, pathlib
+import pandas as pd
+pathlib.Path("data").mkdir(exist_ok=True)
+pathlib.Path("data/sales.csv").write_text("shop,sold\\nBern,3\\nOslo,\\nRiga,5\\n")
+"""
+    made = bridge(
+        head
+        + "import luigi\n\n\nclass Sales(luigi.ExternalTask):\n    def output(self):\n"
+        + '        return luigi.LocalTarget("data/sales.csv")\n\n\n'
+        + luigi_block
+        + "\nassert luigi.build([Known()], local_scheduler=True)\n"
+        + 'print(json.dumps(pathlib.Path("out/known.csv").read_text()))'
+    )
+    assert made == "shop,sold\nBern,3.0\nRiga,5.0\n"
+    made = bridge(
+        head
+        + "from kedro.io import DataCatalog, MemoryDataset\n"
+        + "from kedro.pipeline import node, pipeline\n"
+        + "from kedro.runner import SequentialRunner\n"
+        + kedro_block
+        + '\nheld = DataCatalog({"sales": MemoryDataset(pd.read_csv("data/sales.csv"))})\n'
+        + 'found = SequentialRunner().run(steps, held)["known"].load()\n'
+        + "print(json.dumps(found['shop'].tolist()))"
+    )
+    assert made == ["Bern", "Riga"]
