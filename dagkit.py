@@ -2391,7 +2391,8 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def _json_line(m: Any, value: Any, **options: Any) -> bytes:
-    return m.dumps(value, ensure_ascii=False, **options).encode() + b"\n"  # type: ignore[no-any-return]
+    text: str = m.dumps(value, ensure_ascii=False, **options)
+    return text.encode() + b"\n"
 
 
 _FORMATS = {
@@ -2501,19 +2502,21 @@ class _File:
         after = self.mark()
         return value, after if before == after else f"{before} or {after}"
 
+    def write(self, path: str, value: Any) -> None:
+        with self.opened(path, "wb") as file:
+            self.format.save(importlib.import_module(self.format.module), value, file)
+
     def save(self, value: Any) -> str:
         """Write the file aside and then in its place; return the mark of what was written."""
         if not self.is_local:
-            with self.opened(self.where, "wb") as file:
-                self.format.save(importlib.import_module(self.format.module), value, file)
+            self.write(self.where, value)
             return self.mark()
         where = os.path.realpath(self.where)  # a link stays one
         folder, name = os.path.split(where)
         os.makedirs(folder, exist_ok=True)
         aside = os.path.join(folder, f".{os.urandom(4).hex()}.{name}")
         try:
-            with self.opened(aside, "wb") as file:
-                self.format.save(importlib.import_module(self.format.module), value, file)
+            self.write(aside, value)
             mark = _named_mark(f"file {aside}")  # before another process can replace it
             with contextlib.suppress(OSError):
                 os.chmod(aside, stat.S_IMODE(os.stat(where).st_mode))  # who may read it stays so
@@ -2597,19 +2600,29 @@ class _InCatalog(_Lazy):
         return value
 
 
+def _place_of(name: str, entry: Any) -> _Place:
+    """Make the place that an entry of a catalog names, its path as it is written there."""
+    if isinstance(entry, str | os.PathLike):
+        return _File(name, os.fspath(entry))
+    if hasattr(entry, "load") and hasattr(entry, "save"):
+        return _DataSet(name, entry)
+    raise CatalogError(
+        f"the catalog has {_brief(entry)} for '{name}'\n"
+        "  expected a path, or an object with load() and save(value)",
+        name=name,
+    )
+
+
 def _find_places(
     catalog: Mapping[str, Any], names: Iterable[str], inputs: Mapping[str, Any]
 ) -> dict[str, _Place]:
     """Make the places of those names that the catalog has; paths are filled in from the inputs."""
     places: dict[str, _Place] = {}
-    for name in names:
-        if name not in catalog:
+    for name in [name for name in names if name in catalog]:
+        places[name] = place = _place_of(name, catalog[name])
+        if not isinstance(place, _File):
             continue
-        entry = catalog[name]
-        if not isinstance(entry, str | os.PathLike):
-            places[name] = _DataSet(name, entry)
-            continue
-        path = os.fspath(entry)
+        path = place.path
         lacking = [
             n
             for n in _template_names(name, path)
@@ -2678,24 +2691,13 @@ def _with_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
     steps, inputs = dict(graph.steps), dict(graph.inputs)
     _check_known("the catalog", catalog, graph)
     for name, entry in catalog.items():
-        if isinstance(entry, str | os.PathLike):
-            _File(name, os.fspath(entry))  # for its CatalogError
-            for needed in _template_names(name, os.fspath(entry)):
-                if needed not in graph.makers:
-                    inputs.setdefault(needed, _REQUIRED)
-        elif not (hasattr(entry, "load") and hasattr(entry, "save")):
-            raise CatalogError(
-                f"the catalog has {_brief(entry)} for '{name}'\n"
-                "  expected a path, or an object with load() and save(value)",
-                name=name,
-            )
+        place = _place_of(name, entry)
+        for needed in _template_names(name, place.path) if isinstance(place, _File) else ():
+            if needed not in graph.makers:
+                inputs.setdefault(needed, _REQUIRED)
         step = graph.makers.get(name)
         if step is None:
-            # Stands for a default: each run puts its own there, its path filled in.
-            is_path = isinstance(entry, str | os.PathLike)
-            inputs[name] = _InCatalog(
-                _File(name, os.fspath(entry)) if is_path else _DataSet(name, entry)
-            )
+            inputs[name] = _InCatalog(place)  # stands for a default: each run puts its own there
             continue
         whole = name == step.name and step.outputs
         if step._over or step.poke is not None or whole:
@@ -2827,7 +2829,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _told(state: _StepState, *, short: bool = False) -> str:
+def _told(state: _StepState | Event, *, short: bool = False) -> str:
     """Say of a step what its status leaves open: the time, the reason, the error."""
     took, error = _duration(state.seconds), _error_line(state.error)
     match state.status:
@@ -4344,9 +4346,7 @@ class _Progress:
 
     def line(self, event: Event) -> str:
         look = _LOOKS[event.status]
-        took = _duration(event.seconds) if event.status in ("ran", "failed") else ""
-        note = {"cached": f"saved {_duration(event.saved)}", "skipped": event.reason}
-        facts = [note.get(event.status, took), event.error]
+        facts = [_told(event, short=event.status == "ran")]
         if event.status == "failed" and event.step in self.places:
             facts.append(f"({_place(self.places[event.step].function)})")
         head = f"{look.ascii if self.ascii else look.glyph} {event.step.ljust(self.width)}"
@@ -5528,7 +5528,7 @@ class Pipeline(_Shown):
             built = _build_graph(entries)
             built = _with_catalog(built, self._catalog) if self._catalog else built
             _check_known("secret=", self._secret, built)  # or one with a typo would be shown
-            self._built = built
+            self._built, self._caches = built, any(step.cache for step in built.steps.values())
             self._seen, self._inside = entries, inside
         return self._built
 
@@ -5779,14 +5779,14 @@ class Pipeline(_Shown):
         return Pipeline(*sources or self._sources, **{**self._options, **options})
 
     def _is_recorded(self) -> bool:
-        return self._keeps or any(step.cache for step in self._built.steps.values())
+        return self._keeps or self._caches
 
     def history(self) -> list[Any]:
         """Return the runs that the store has of pipelines of this name, newest last.
 
         A run is recorded if a store was asked for, or a step is cached: a line of JSON in the
         file ``runs.jsonl`` of the store. The name is that of the module, else ``pipeline``: give
-        unrelated pipelines that come from no module a store each.
+        unrelated pipelines that come from no module a name (``name=``) or a store each.
 
         Returns
         -------
