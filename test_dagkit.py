@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import collections
 import contextlib
 import copy
 import dataclasses
+import enum
 import errno
 import functools
+import gc
 import hashlib
 import importlib
-import inspect
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import pickle
@@ -31,36 +34,35 @@ import tempfile
 import textwrap
 import threading
 import time
+import traceback
 import types
+import unicodedata
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, assert_type
+from unittest import mock
 from xml.etree import ElementTree
 
+import dagkit
 import hypothesis
 import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import strategies as st
-
-import dagkit
 from dagkit import (
+    REQUIRED,
     CatalogError,
     CycleError,
     DagkitError,
     DagkitWarning,
-    DefaultsError,
-    DuplicateNameError,
     Event,
-    MissingInputError,
-    MutationError,
+    InputError,
     NoValueError,
     Pipeline,
     Plan,
@@ -68,17 +70,20 @@ from dagkit import (
     Run,
     SensorTimeoutError,
     Skip,
-    SourceError,
     Step,
     StepError,
     Store,
-    UnknownNameError,
     WorkerError,
     sensor,
     step,
 )
+from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
+
+# The private functions that tests cannot do without: layout, fingerprint, texts.
+fingerprint = dagkit._fingerprint
+summarize = dagkit._summarize
 
 
 @step
@@ -105,37 +110,50 @@ def shop() -> Pipeline:
     return Pipeline([total, mean, bounds, spread])
 
 
-def at(function: Callable[..., Any]) -> str:
-    """Give the place of a function of this file, as messages show it."""
+def locate(function: Callable[..., Any]) -> str:
+    """Return the location of a function of this file, as messages show it."""
     return f"test_dagkit.py:{function.__code__.co_firstlineno}"
 
 
-def function(name: str, *needs: str, body: str = "...") -> Callable[..., Any]:
+def make_function(name: str, *needs: str, body: str = "...") -> Callable[..., Any]:
     """Make a function of that name, with these arguments."""
     scope: dict[str, Any] = {}
     exec(f"def {name}({', '.join(needs)}): {body}", scope)
-    made: Callable[..., Any] = scope[name]
-    return made
+    function: Callable[..., Any] = scope[name]
+    return function
 
 
-def run_python(code: str, **environment: str) -> str:
-    """Run code in an interpreter of its own; give what it printed."""
+def run_python(code: str, folder: Path | None = None, **environment: str) -> str:
+    """Run code in a new interpreter; return what it printed."""
     env = {**os.environ, "PYTHONPATH": str(HERE), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def get_statuses(run: Run | Plan) -> str:
+    """Write the statuses of a run or plan as ``load cached, clean ran``."""
+    states = run.steps.values() if isinstance(run, Run) else run.values()
+    return ", ".join(f"{state.name} {state.status}" for state in states)
+
+
+def catch_warnings(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Return the result of a call, and the texts of the warnings that dagkit issued."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = call()
+    return result, [str(w.message) for w in caught if w.category is DagkitWarning]
 
 
 @pytest.fixture(autouse=True)
-def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Messages show places relative to the working folder; a store and its key are for one test."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Messages show paths relative to the working folder; each test has its own store and key."""
     monkeypatch.chdir(HERE)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGKIT_STORE", str(tmp_path / "store"))
@@ -146,44 +164,123 @@ def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 ### Errors
 ########################################################################################
 
-ERRORS = [
-    error
-    for error in vars(dagkit).values()
-    if isinstance(error, type) and issubclass(error, DagkitError)
-]
+ERRORS: dict[type[DagkitError], tuple[type[Exception], ...]] = {
+    DagkitError: (),
+    StepError: (TypeError, ValueError),
+    CycleError: (ValueError,),
+    InputError: (TypeError, ValueError),
+    ResultError: (ValueError,),
+    CatalogError: (ValueError,),
+    WorkerError: (RuntimeError,),
+    SensorTimeoutError: (TimeoutError,),
+    NoValueError: (KeyError,),
+}
+
+
+def test_there_are_no_other_errors_than_the_public_ones() -> None:
+    errors = {value for value in vars(dagkit).values() if isinstance(value, type)}
+    assert {error for error in errors if issubclass(error, DagkitError)} == {*ERRORS}
+    assert {error.__name__ for error in ERRORS} <= {*dagkit.__all__}
+
+
+@pytest.mark.parametrize(("error", "builtins"), ERRORS.items())
+def test_every_error_is_also_the_builtin_that_a_caller_expects(
+    error: type[DagkitError], builtins: tuple[type[Exception], ...]
+) -> None:
+    assert issubclass(error, DagkitError)
+    assert all(issubclass(error, builtin) for builtin in builtins)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_every_error_is_public_and_survives_pickle_with_its_facts(error: type[DagkitError]) -> None:
-    assert error.__name__ in dagkit.__all__
-    twin = pickle.loads(pickle.dumps(error("what\n  where", step="fit", cycle=("a", "a"))))
+def test_every_error_survives_pickle_with_its_facts(error: type[DagkitError]) -> None:
+    facts = {"step": "fit", "name": "x", "cycle": ("a", "a"), "unknown": ("b",), "missing": ("c",)}
+    twin = pickle.loads(pickle.dumps(error("what\n  where", **facts)))
     assert type(twin) is error
     assert str(twin) == "what\n  where"
-    assert (twin.step, twin.cycle) == ("fit", ("a", "a"))
+    assert {name: getattr(twin, name) for name in facts} == facts
+    assert (error().step, error().missing) == ("", ())
 
 
-def test_every_error_is_also_the_builtin_a_caller_expects() -> None:
-    for error in ERRORS:
-        assert error is DagkitError or issubclass(
-            error, TypeError | ValueError | KeyError | TimeoutError | RuntimeError
-        )
+class Broken:
+    """An object with a repr and a message that raise."""
+
+    def __repr__(self) -> str:
+        raise OSError("no")
 
 
-def test_brief_values_are_short_and_name_shapes() -> None:
-    brief = dagkit._brief
-    assert brief(np.zeros((3, 4))) == "ndarray(3 x 4 float64)"
-    assert brief(pd.DataFrame({"a": [1, 2]})) == "DataFrame(2 x 1)"
-    assert brief([np.zeros(3), 1]) == "[ndarray(3 float64), 1]"
-    assert len(brief("x" * 1000)) <= 80
-    assert len(brief({i: "y" * 50 for i in range(100)})) <= 80
+@pytest.mark.parametrize(
+    ("value", "summary"),
+    [
+        (np.zeros((3, 4)), "ndarray(3 x 4 float64)"),
+        (pd.DataFrame({"a": [1, 2]}), "DataFrame(2 x 1)"),
+        ([np.zeros(3), 1], "[ndarray(3 float64), 1]"),
+        ([Broken()], "[<Broken whose repr raises OSError>]"),
+        ("two\nlines", r"'two\nlines'"),
+    ],
+)
+def test_values_in_messages_show_their_shape_and_never_fail(value: Any, summary: str) -> None:
+    assert summarize(value) == summary
 
 
-def test_a_broken_repr_does_no_harm() -> None:
-    class Broken:
-        def __repr__(self) -> str:
+@pytest.mark.parametrize("value", ["x" * 1000, {i: "y" * 50 for i in range(100)}, object()])
+def test_values_in_messages_have_at_most_80_characters(value: Any) -> None:
+    assert len(summarize(value)) <= 80
+
+
+def test_an_error_with_a_broken_message_does_no_harm() -> None:
+    class BrokenError(Exception):
+        def __str__(self) -> str:
             raise OSError("no")
 
-    assert dagkit._brief([Broken()]) == "[<Broken whose repr raises OSError>]"
+        def add_note(self, note: str) -> None:
+            raise OSError("no notes either")
+
+    def fail() -> None:
+        raise BrokenError
+
+    def skip() -> None:
+        class BrokenSkip(Skip):
+            def __str__(self) -> str:
+                raise OSError("no")
+
+        raise BrokenSkip
+
+    run = Pipeline(fail, skip, on_error="continue").run()
+    assert type(run.errors["fail"]) is BrokenError
+    assert run.steps["skip"].reason == "<its message raises OSError>"
+    assert repr(run.steps["fail"]).endswith("BrokenError: <its message raises OSError>>")
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (("fit", "ran", "", 0.05), "<step 'fit' ran: 50 ms>"),
+        (("fit", "stale", "code changed: fit"), "<step 'fit' stale: code changed: fit>"),
+        (("fit", "fresh"), "<step 'fit' fresh>"),
+        (
+            ("fit", "failed", "", 8.2, 1, ValueError("bad\nnews")),
+            "<step 'fit' failed: 8.2 s, ValueError: bad>",
+        ),
+    ],
+)
+def test_a_state_is_one_line(state: tuple[Any, ...], text: str) -> None:
+    assert repr(dagkit._StepState(*state)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.0031, "3 ms"),
+        (0.4, "0.4 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (63, "1 min 03 s"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert dagkit._format_duration(seconds) == text
 
 
 ########################################################################################
@@ -191,16 +288,17 @@ def test_a_broken_repr_does_no_harm() -> None:
 ########################################################################################
 
 
-def test_decorator_returns_the_very_same_function() -> None:
+def test_the_decorator_returns_the_same_function() -> None:
     def plain(x: int) -> int:
         return x
 
     assert step(plain) is plain
     assert step(retries=2)(plain) is plain
+    assert sensor(timeout=1)(plain) is plain
     assert total([1, 2]) == 3
 
 
-def test_decorated_function_pickles_by_name_and_runs_in_a_process() -> None:
+def test_a_decorated_function_pickles_by_name_and_runs_in_a_process() -> None:
     assert pickle.loads(pickle.dumps(total)) is total
     with ProcessPoolExecutor(1) as pool:
         assert pool.submit(total, [1.0, 2.0]).result() == 3.0
@@ -219,21 +317,22 @@ class Scaler:
         return x * self.factor
 
 
-def test_step_serves_lambdas_partials_callable_objects_and_builtins() -> None:
-    made = Pipeline(
+def test_step_serves_lambdas_partials_callable_objects_classes_and_builtins() -> None:
+    pipeline = Pipeline(
         Step(lambda x: x + 1, name="more"),
         Step(Scaler(3), name="scaled", args={"x": "more"}),
+        Step(Scaler, name="scaler", args={"factor": "more"}),
         Step(functools.partial(pow, 2), name="power", args={"exp": "scaled"}),
         Step(len, name="size", args={"obj": "items"}),
         Step(max, name="largest", args={"items": "items"}),
     )
-    run = made.run(x=1, items=[1, 5, 2])
-    assert dict(run) == {"more": 2, "scaled": 6, "power": 64, "size": 3, "largest": 5} | {
-        name: run[name] for name in run if name == "mod"
-    }
+    run = pipeline.run("more", "scaled", "scaler", "power", "size", "largest", x=1, items=[1, 5, 2])
+    assert run["scaler"].factor == 2
+    others = {name: run[name] for name in run if name != "scaler"}
+    assert others == {"more": 2, "scaled": 6, "power": 64, "size": 3, "largest": 5}
 
 
-def test_an_argument_that_a_partial_has_bound_is_no_edge() -> None:
+def test_an_argument_that_a_partial_has_bound_is_not_an_edge() -> None:
     def fit(data: int, alpha: float = 1.0) -> float:
         return data * alpha
 
@@ -251,6 +350,12 @@ def test_one_function_makes_two_steps_under_other_names() -> None:
     assert Pipeline(twice, again).run("again", x=3, two=2)["again"] == 12
 
 
+def test_two_arguments_can_take_one_value() -> None:
+    square = Step(lambda a, b=7: a * b, name="square", args={"a": "x", "b": "x"})
+    assert (square.needs, square.defaults) == (("x",), {})
+    assert Pipeline(square).run(x=3)["square"] == 9
+
+
 def test_positional_only_and_keyword_only_arguments_are_edges() -> None:
     def mixed(a: int, /, b: int, *, c: int, d: int = 4) -> tuple[int, ...]:
         return a, b, c, d
@@ -260,12 +365,12 @@ def test_positional_only_and_keyword_only_arguments_are_edges() -> None:
 
 
 def test_a_function_with_kwargs_gets_what_args_names() -> None:
-    def collect(*rest: int, **named: int) -> dict[str, int]:
+    def collect(*rest: int, **others: int) -> dict[str, int]:
         assert not rest
-        return named
+        return others
 
-    made = Pipeline(Step(collect, args={"a": "x", "b": "y"}))
-    assert made.run(x=1, y=2)["collect"] == {"a": 1, "b": 2}
+    pipeline = Pipeline(Step(collect, args={"a": "x", "b": "y"}))
+    assert pipeline.run(x=1, y=2)["collect"] == {"a": 1, "b": 2}
 
 
 def test_a_wrapper_around_a_step_is_the_step() -> None:
@@ -293,15 +398,187 @@ def test_a_step_under_lru_cache_is_the_step() -> None:
     def use(x: int, rate: int = 5) -> int:
         return x * rate
 
-    for made in (Pipeline(rate, use), Pipeline({"__name__": "m", "rate": rate}, use)):
-        assert made.run("use", x=1)["use"] == 2
+    for pipeline in (Pipeline(rate, use), Pipeline({"__name__": "m", "rate": rate}, use)):
+        assert pipeline.run("use", x=1)["use"] == 2
 
 
-def test_a_class_can_be_a_step() -> None:
-    assert Pipeline(Step(Scaler, name="scaler")).run(factor=2)["scaler"].factor == 2
+@dataclasses.dataclass
+class Model:
+    size: int
+    layers: list[int] = dataclasses.field(default_factory=list)
+    rate: float = 0.5
 
 
-def test_unnamed_arguments_error_names_the_step_and_the_way_out() -> None:
+def test_a_default_factory_of_a_class_makes_the_value() -> None:
+    pipeline = Pipeline(Step(Model, name="model"))
+    assert str(dict(pipeline.inputs)) == "{'size': <required>, 'layers': <factory>, 'rate': 0.5}"
+    run = pipeline.run(size=1)
+    assert (run["model"], run.inputs) == (Model(1, [], 0.5), {"rate": 0.5, "size": 1})
+    assert pipeline.run(size=1)["model"].layers is not run["model"].layers
+    assert pipeline.run(size=1, layers=[2])["model"] == Model(1, [2], 0.5)
+    with pytest.raises(InputError, match="step 'count' needs 'layers'"):
+        Pipeline(pipeline, {"count": lambda layers: len(layers)}).run(size=1)
+    pipeline = Pipeline({"layers": lambda: [3]}, pipeline)
+    assert pipeline.run("model", size=1)["model"] == Model(1, [3], 0.5)
+
+
+def test_default_factories_of_attrs_and_pydantic_make_the_value() -> None:
+    attrs = pytest.importorskip("attrs")
+    pydantic = pytest.importorskip("pydantic")
+    models = [
+        attrs.make_class("Sizes", {"x": attrs.field(), "y": attrs.field(factory=list)}),
+        pydantic.create_model(
+            "Sizes", x=(int, ...), y=(list, pydantic.Field(default_factory=list))
+        ),
+    ]
+    for model in models:
+        for options in ({}, {"y": [1]}):
+            value = Pipeline(Step(model, name="sizes")).run(x=1, **options)["sizes"]
+            assert value == model(x=1, **options)
+
+
+def test_names_are_normalized_as_python_normalizes_identifiers() -> None:
+    composed, decomposed = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
+    assert composed != decomposed
+
+    def use(é: int) -> int:
+        return é
+
+    pipeline = Pipeline(Step(lambda: 7, name=decomposed), use)
+    assert pipeline.steps[composed].name == composed
+    assert pipeline.run("use", decomposed)["use"] == 7
+    assert pipeline.run("use", **{decomposed: 8})["use"] == 8
+    renamed = Step(lambda x: -x, name="renamed", args={"x": decomposed}, after=decomposed)
+    assert Pipeline(pipeline, renamed).run()["renamed"] == -7
+
+
+def test_fields_of_a_step_tell_what_it_takes_and_makes() -> None:
+    def fit(data: int, labels: int, n_jobs: int = 1, *, seed: int = 0) -> None: ...
+
+    fitted = Step(
+        fit,
+        outputs=["model", "loss"],  # type: ignore[arg-type]
+        args={"data": "train"},
+        map="data",
+        after="checks",
+        ignore=("n_jobs", "seed"),
+    )
+    assert fitted.needs == ("train", "labels", "n_jobs", "seed")
+    assert fitted.dependencies == ("train", "labels", "n_jobs", "seed", "checks")
+    assert fitted.values == ("fit", "model", "loss")
+    assert fitted.defaults == {"n_jobs": 1, "seed": 0}
+    assert fitted.mapped_values == ("train",)
+    assert fitted.ignored_values == ("n_jobs", "seed")
+    assert fitted.definition == f"fit(data, labels, n_jobs=1, *, seed=0) at {locate(fit)}".replace(
+        "*, ", ""
+    )
+
+
+def test_a_value_counts_if_one_of_two_arguments_that_take_it_counts() -> None:
+    both = Step(lambda a, b: 0, name="both", args={"a": "x", "b": "x"}, ignore="a")
+    assert both.ignored_values == ()
+
+
+def fit(data: int, alpha: float = 0.1) -> None: ...
+
+
+FIT = f"  fit(data, alpha=0.1) at {locate(fit)}\n  "
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "not good"}, "name: expected a name that an argument can have, such as 'clean'"),
+        ({"name": True}, "name: expected a name that an argument can have, such as 'clean'"),
+        ({"name": "class"}, "name: expected a name that an argument can have, such as 'clean'"),
+        ({"outputs": "ab"}, "outputs: expected a tuple such as ('train', 'test')"),
+        ({"outputs": ("a", "x y")}, "outputs: expected a tuple such as ('train', 'test')"),
+        (
+            {"args": {"data": 1}},
+            "args: expected a dict: name of an argument -> name of the value that it takes",
+        ),
+        (
+            {"args": 3},
+            "args: expected a dict: name of an argument -> name of the value that it takes",
+        ),
+        ({"map": 3}, "map: expected an argument or a tuple of them"),
+        ({"after": (len,)}, "after: expected a step or a tuple of them"),
+        ({"ignore": ""}, "ignore: expected an argument or a tuple of them"),
+        ({"cache": 3}, "cache: expected True, False or a timedelta"),
+        ({"version": []}, "version: expected something hashable"),
+        ({"retries": -1}, "retries: expected a number of extra tries, 0 or more"),
+        ({"retries": True}, "retries: expected a number of extra tries, 0 or more"),
+        ({"retry_delay": "1"}, "retry_delay: expected seconds, 0 or more"),
+        ({"retry_delay": math.nan}, "retry_delay: expected seconds, 0 or more"),
+        ({"retry_backoff": -2}, "retry_backoff: expected a factor, 0 or more"),
+        ({"local": "no"}, "local: expected True or False"),
+        (
+            {"retries": 0.5, "local": 1},
+            "retries: expected a number of extra tries, 0 or more\n  local: expected True or False",
+        ),
+    ],
+)
+def test_wrong_options_are_errors_that_say_what_is_expected(
+    options: dict[str, Any], message: str
+) -> None:
+    name = options.get("name", "fit")
+    texts = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    decorators: list[Callable[[], Any]] = [
+        lambda: step(**options)(fit),
+        lambda: Step(fit, **options),
+    ]
+    for decorate in decorators:
+        with pytest.raises(StepError) as caught:
+            decorate()
+        definition = FIT.replace("  fit", f"  {name}", 1)
+        assert str(caught.value) == f"step '{name}' has {texts}\n{definition}{message}"
+        assert caught.value.step == name
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "advice"),
+    [
+        (
+            {"args": {"dta": "raw"}},
+            "has no argument 'dta', which args= names",
+            "known names: alpha, data; did you mean 'data'?",
+        ),
+        (
+            {"map": ("data", "alfa")},
+            "has no argument 'alfa', which map= names",
+            "known names: alpha, data; did you mean 'alpha'?",
+        ),
+        (
+            {"ignore": "jobs"},
+            "has no argument 'jobs', which ignore= names",
+            "known names: alpha, data",
+        ),
+        (
+            {"map": "data", "ignore": "data"},
+            "ignores data, which map= goes through",
+            "expected other arguments: elements are told apart by their values",
+        ),
+        (
+            {"outputs": ("a", "a")},
+            "has outputs=('a', 'a'), so two of its values have one name",
+            "give each output a name of its own",
+        ),
+        (
+            {"outputs": ("fit",)},
+            "has outputs=('fit',), so two of its values have one name",
+            "give each output a name of its own",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_the_function_are_errors(
+    options: dict[str, Any], problem: str, advice: str
+) -> None:
+    with pytest.raises(StepError) as caught:
+        Step(fit, **options)
+    assert str(caught.value) == f"step 'fit' {problem}\n{FIT}{advice}"
+
+
+def test_arguments_without_names_are_an_error_that_names_the_way_out() -> None:
     def collect(a: int, *rest: int) -> None: ...
 
     with pytest.raises(StepError) as caught:
@@ -309,88 +586,99 @@ def test_unnamed_arguments_error_names_the_step_and_the_way_out() -> None:
     assert str(caught.value) == (
         "step 'collect' has arguments without names (*args, **kwargs, or no readable signature), "
         "which cannot be edges\n"
-        f"  collect(a, *rest) at {at(collect)}\n"
-        "  expected named arguments; or name what it gets by args={argument: value}"
+        f"  collect(a, *rest) at {locate(collect)}\n"
+        "  expected named arguments; or name them by args={argument: value}"
     )
     assert caught.value.step == "collect"
 
 
-def test_unknown_argument_in_args_error_has_the_nearest_name() -> None:
-    def fit(data: int, alpha: float = 0.1) -> None: ...
-
-    with pytest.raises(StepError) as caught:
-        Step(fit, args={"dta": "raw"})
-    assert str(caught.value) == (
-        "step 'fit' has no argument 'dta', which args= names\n"
-        f"  fit(data, alpha=0.1) at {at(fit)}\n"
-        "  known names: alpha, data; did you mean 'data'?"
-    )
-
-
-def test_unknown_option_error_has_the_nearest_name() -> None:
-    with pytest.raises(StepError) as caught:
-        step(retrys=2)  # type: ignore[call-overload]
-    assert str(caught.value) == (
-        "@step has no option 'retrys'\n"
-        "  known options: args, cache, local, map, name, outputs, retries, retry_backoff, "
-        "retry_delay, version; did you mean 'retries'?"
-    )
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("decorate", "message"),
     [
-        ({"outputs": "ab"}, "has outputs='ab'\n{}\n  expected a tuple such as ('train', 'test')"),
-        ({"retries": -1}, "has retries=-1\n{}\n  expected a number of extra tries, 0 or more"),
-        ({"retries": True}, "has retries=True\n{}\n  expected a number of extra tries, 0 or more"),
-        ({"retry_delay": "1"}, "has retry_delay='1'\n{}\n  expected seconds, 0 or more"),
-        ({"retry_backoff": -2}, "has retry_backoff=-2\n{}\n  expected a factor, 0 or more"),
-        ({"version": []}, "has version=[]\n{}\n  expected something hashable"),
-        ({"local": "no"}, "has local='no'\n{}\n  expected True or False"),
         (
-            {"args": {"data": 1}},
-            "has args={{'data': 1}}\n{}\n  expected a dict: argument -> value it takes",
+            lambda: step(retrys=2),
+            "@step has no option 'retrys'\n"
+            "  known options: after, args, cache, ignore, local, map, name, outputs, retries, "
+            "retry_backoff, retry_delay, version; did you mean 'retries'?",
         ),
-        ({"args": 3}, "has args=3\n{}\n  expected a dict: argument -> value it takes"),
         (
-            {"outputs": ("a", "not good")},
-            "makes a value named 'not good', which no argument can be called\n{}\n"
-            "  expected a name such as 'clean': @step(name=...) or Step(..., name=...)",
+            lambda: sensor(cache=True),
+            "@sensor has no option 'cache'\n"
+            "  known options: after, args, local, name, outputs, poke_interval, retries, "
+            "retry_backoff, retry_delay, soft_fail, timeout",
+        ),
+        (
+            lambda: sensor(poke_interval=-1)(fit),
+            "step 'fit' has poke=_Poke(interval=-1, timeout=3600.0, soft_fail=False)\n"
+            f"{FIT}poke: expected seconds (0 or more) as interval and timeout, True or False as "
+            "soft_fail",
+        ),
+        (
+            lambda: step(functools.partial(pow, 2)),
+            "@step was given functools.partial(<built-in function pow>, 2), which is not a "
+            "function\n  a class, a partial or a callable object becomes a step by "
+            "Step(thing, name=...)",
+        ),
+        (
+            lambda: Step(3),  # type: ignore[arg-type]
+            "Step() was given 3; expected a callable",
         ),
     ],
 )
-def test_wrong_options_are_errors_that_say_what_is_expected(
-    options: dict[str, Any], message: str
-) -> None:
-    def fit(data: int) -> None: ...
-
+def test_wrong_uses_of_the_decorators_are_errors(decorate: Callable[[], Any], message: str) -> None:
     with pytest.raises(StepError) as caught:
-        step(**options)(fit)
-    assert str(caught.value) == f"step 'fit' {message.format(f'  fit(data) at {at(fit)}')}"
+        decorate()
+    assert str(caught.value) == message
+
+
+def test_an_error_of_a_decorator_has_no_frames_of_dagkit_but_one() -> None:
+    with pytest.raises(StepError) as caught:
+        step(retries=-1)(fit)
+    assert len(traceback.extract_tb(caught.value.__traceback__)) <= 3
 
 
 def test_a_lambda_without_a_name_is_an_error() -> None:
     nameless = lambda x: x  # noqa: E731
-    with pytest.raises(StepError, match="makes a value named '<lambda>'"):
+    with pytest.raises(StepError, match="step '<lambda>' has name='<lambda>'"):
         Step(nameless)
 
 
-def test_decorating_what_is_no_function_points_to_step() -> None:
-    with pytest.raises(StepError) as caught:
-        step(functools.partial(pow, 2))
-    assert str(caught.value).endswith(
-        "a class, a partial or a callable object becomes a step by Step(thing, name=...)"
-    )
-    with pytest.raises(StepError, match=r"Step\(\) was given 3; expected a callable"):
-        Step(3)  # type: ignore[arg-type]
+@dataclasses.dataclass
+class Weights:
+    """A callable that compares by value, and whose values are arrays."""
+
+    array: Any
+
+    def __call__(self, x: int) -> Any:
+        return self.array * x
 
 
 def test_steps_are_frozen_and_equal_by_what_they_are() -> None:
     one, twin = Step(spread), Step(spread)
     assert one == twin
+    assert hash(one) == hash(twin)
     assert one != Step(spread, retries=1)
+    assert one != "spread"
+    assert pickle.loads(pickle.dumps(one)) == one
     with pytest.raises(AttributeError):
         one.name = "other"  # type: ignore[misc]
+
+
+def test_a_redefined_callable_that_holds_arrays_is_a_new_step() -> None:
+    steps = {"scaled": Weights(np.array([1, 2]))}
+    pipeline = Pipeline(steps)
+    assert list(pipeline.run(x=1)["scaled"]) == [1, 2]
+    steps["scaled"] = Weights(np.array([3, 4]))
+    assert list(pipeline.run(x=1)["scaled"]) == [3, 4]
+    assert Step(Weights(np.zeros(2)), name="a") != Step(Weights(np.zeros(2)), name="a")
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_required_is_one_object(clone: Callable[[Any], Any]) -> None:
+    assert clone(REQUIRED) is REQUIRED
+    assert repr(REQUIRED) == "<required>"
 
 
 ########################################################################################
@@ -398,7 +686,7 @@ def test_steps_are_frozen_and_equal_by_what_they_are() -> None:
 ########################################################################################
 
 
-def test_graph_nodes_are_all_names_with_a_value(shop: Pipeline) -> None:
+def test_the_graph_has_all_names_with_a_value(shop: Pipeline) -> None:
     graph = shop.graph
     assert isinstance(graph, nx.DiGraph)
     assert {name: graph.nodes[name]["kind"] for name in graph} == {
@@ -411,22 +699,22 @@ def test_graph_nodes_are_all_names_with_a_value(shop: Pipeline) -> None:
         "high": "output",
         "spread": "step",
     }
-    assert set(graph.edges) == {
-        ("prices", "total"),
-        ("total", "mean"),
-        ("prices", "mean"),
-        ("digits", "mean"),
-        ("prices", "bounds"),
-        ("bounds", "low"),
-        ("bounds", "high"),
-        ("low", "spread"),
-        ("high", "spread"),
+    assert {edge: graph.edges[edge]["kind"] for edge in graph.edges} == {
+        ("prices", "total"): "value",
+        ("total", "mean"): "value",
+        ("prices", "mean"): "value",
+        ("digits", "mean"): "value",
+        ("prices", "bounds"): "value",
+        ("bounds", "low"): "output",
+        ("bounds", "high"): "output",
+        ("low", "spread"): "value",
+        ("high", "spread"): "value",
     }
-    assert graph.nodes["low"]["step"] is graph.nodes["bounds"]["step"]
-    assert graph.nodes["prices"]["step"] is None
+    steps = [graph.nodes[name]["step"] for name in ("low", "bounds", "prices")]
+    assert steps == ["bounds", "bounds", ""]
 
 
-def test_graph_is_a_frozen_copy(shop: Pipeline) -> None:
+def test_the_graph_is_a_frozen_copy(shop: Pipeline) -> None:
     graph = shop.graph
     with pytest.raises(nx.NetworkXError):
         graph.remove_node("total")
@@ -434,14 +722,33 @@ def test_graph_is_a_frozen_copy(shop: Pipeline) -> None:
     assert shop.run("mean", prices=[1, 2])["mean"] == 1.5
 
 
+def test_the_graph_can_be_written_to_every_format(shop: Pipeline, tmp_path: Path) -> None:
+    graph = Pipeline(shop, Step(lambda: 1, name="notify", after="mean")).graph
+    edges = set[Any](graph.edges(data="kind"))
+    assert ("mean", "notify", "after") in edges
+    nx.write_graphml(graph, tmp_path / "x.graphml")
+    nx.write_gexf(graph, tmp_path / "x.gexf")
+    nx.write_gml(graph, tmp_path / "x.gml")
+    for twin in (
+        nx.read_graphml(tmp_path / "x.graphml"),
+        nx.read_gexf(tmp_path / "x.gexf"),
+        nx.read_gml(tmp_path / "x.gml"),
+        nx.node_link_graph(nx.node_link_data(graph, edges="edges"), edges="edges"),
+    ):
+        assert set(twin.edges(data="kind")) == edges
+        assert twin.nodes["low"]["step"] == "bounds"
+
+
 def test_steps_and_inputs_are_readable(shop: Pipeline) -> None:
     assert list(shop.steps) == ["total", "mean", "bounds", "spread"]
     assert shop.steps["bounds"].outputs == ("low", "high")
-    assert shop.inputs["digits"] == 2
-    assert shop.inputs["prices"] is inspect.Parameter.empty
+    assert shop.inputs == {"prices": REQUIRED, "digits": 2}
+    for mapping in (shop.steps, shop.inputs):
+        with pytest.raises(TypeError):
+            mapping["total"] = 1  # type: ignore[index]
 
 
-def test_cycle_error_shows_the_shortest_path_with_places() -> None:
+def test_a_cycle_error_shows_a_shortest_cycle_with_locations() -> None:
     def clean(fit: int, raw: int) -> None: ...
     def fit(clean: int, detour: int) -> None: ...
     def detour(longer: int) -> None: ...
@@ -450,52 +757,62 @@ def test_cycle_error_shows_the_shortest_path_with_places() -> None:
     with pytest.raises(CycleError) as caught:
         Pipeline(detour, longer, clean, fit).run()
     assert str(caught.value) == (
-        "steps need each other in a cycle: clean -> fit -> clean\n"
-        f"  clean(fit, raw) at {at(clean)}\n"
-        f"  fit(clean, detour) at {at(fit)}\n"
-        "  rename an argument, or let it be an input"
+        "steps depend on each other: clean -> fit -> clean\n"
+        f"  clean(fit, raw) at {locate(clean)}\n"
+        f"  fit(clean, detour) at {locate(fit)}\n"
+        "  rename an argument, so that it is an input"
     )
     assert caught.value.cycle == ("clean", "fit", "clean")
 
 
-def test_cycle_through_an_output_names_only_steps() -> None:
-    @step(outputs=("train", "test"))
-    def split(model: int) -> None: ...
-    def model(train: int) -> None: ...
-
+@pytest.mark.parametrize(
+    ("steps", "cycle"),
+    [
+        ([Step(lambda clean: 1, name="clean")], "clean clean"),
+        (
+            [
+                Step(lambda model: (1, 2), name="split", outputs=("train", "test")),
+                Step(lambda train: 1, name="model"),
+            ],
+            "split model split",
+        ),
+        (
+            [Step(lambda: 1, name="a", after="b"), Step(lambda: 1, name="b", after="a")],
+            "a b a",
+        ),
+        ([Step(lambda: 1, name="a", after="a")], "a a"),
+    ],
+    ids=["self-loop", "through an output", "by after=", "after itself"],
+)
+def test_a_cycle_names_only_steps(steps: list[Step], cycle: str) -> None:
     with pytest.raises(CycleError) as caught:
-        Pipeline(split, model).graph  # noqa: B018
-    assert caught.value.cycle == ("split", "model", "split")
+        Pipeline(steps).graph  # noqa: B018
+    assert caught.value.cycle == tuple(cycle.split())
 
 
-def test_self_loop_is_a_cycle() -> None:
-    def clean(clean: int) -> None: ...
-
-    with pytest.raises(CycleError) as caught:
-        Pipeline(clean).run()
-    assert str(caught.value) == (
-        "steps need each other in a cycle: clean -> clean\n"
-        f"  clean(clean) at {at(clean)}\n"
-        "  rename an argument, or let it be an input"
-    )
-
-
-def test_a_cycle_of_thousands_is_found() -> None:
-    ring = [function(f"s{i}", f"s{(i + 1) % 5000}") for i in range(5000)]
+def test_a_cycle_of_thousands_is_found_and_fits_on_a_screen() -> None:
+    ring = [make_function(f"s{i}", f"s{(i + 1) % 5000}") for i in range(5000)]
     with pytest.raises(CycleError) as caught:
         Pipeline(ring).run()
     assert len(caught.value.cycle) == 5001
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("steps depend on each other: s0 -> s4999 -> s4998 -> ")
+    assert lines[0].endswith(" -> … 4988 more … -> s0")
+    assert len(lines) == 14
 
 
-def test_duplicate_name_error_names_both_places() -> None:
+def test_a_duplicate_error_names_both_locations_of_all_duplicates() -> None:
     other = types.ModuleType("other")
-    exec("def total(x): ...", vars(other))
-    with pytest.raises(DuplicateNameError) as caught:
-        Pipeline(total, other).run()
+    exec("def total(x): ...\ndef mean(y): ...", vars(other))
+    with pytest.raises(StepError) as caught:
+        Pipeline(total, mean, other).run()
     assert str(caught.value) == (
-        "two steps make a value 'total'\n"
-        f"  total(prices) at {at(total)}\n"
+        "two steps produce a value 'total'\n"
+        f"  total(prices) at {locate(total)}\n"
         "  total(x) at <string>:1\n"
+        "two steps produce a value 'mean'\n"
+        f"  mean(total, prices, digits=2) at {locate(mean)}\n"
+        "  mean(y) at <string>:2\n"
         "  give one of them another name: @step(name=...)"
     )
     assert caught.value.name == "total"
@@ -505,38 +822,53 @@ def test_the_same_step_from_two_sources_is_one_step(shop: Pipeline) -> None:
     assert list(Pipeline(shop, total, [bounds]).steps) == list(shop.steps)
 
 
-def test_an_output_named_like_a_step_is_a_duplicate() -> None:
-    with pytest.raises(DuplicateNameError, match="two steps make a value 'split'"):
-        Pipeline(Step(lambda: (1,), name="split", outputs=("split",))).run()
+def test_an_output_with_the_name_of_another_step_is_a_duplicate() -> None:
+    with pytest.raises(StepError, match="two steps produce a value 'total'"):
+        Pipeline(total, Step(lambda: (1,), name="split", outputs=("total",))).run()
 
 
-def test_clash_of_defaults_error_names_both_steps() -> None:
+def test_two_defaults_of_one_input_are_an_error_that_names_both_steps() -> None:
     def one(alpha: float = 0.1) -> None: ...
     def two(alpha: float = 0.2) -> None: ...
 
-    with pytest.raises(DefaultsError) as caught:
+    with pytest.raises(StepError) as caught:
         Pipeline(one, two).run()
     assert str(caught.value) == (
         "input 'alpha' has two defaults: 0.1 and 0.2\n"
-        f"  one(alpha=0.1) at {at(one)}\n"
-        f"  two(alpha=0.2) at {at(two)}\n"
-        "  make them the same, or give the argument a name of its own"
+        f"  one(alpha=0.1) at {locate(one)}\n"
+        f"  two(alpha=0.2) at {locate(two)}\n"
+        "  make them equal, or rename one of the arguments"
     )
+    assert caught.value.name == "alpha"
 
 
-def test_equal_defaults_agree_and_true_is_not_one() -> None:
-    def same(n: int = 1000) -> int:
-        return n
+NAN = math.nan
+ARRAY = np.zeros(2)
 
-    def again(n: int = int("1000")) -> int:
-        return n
 
-    def other(flag: bool = True) -> None: ...
-    def number(flag: int = 1) -> None: ...
+@pytest.mark.parametrize(
+    ("one", "other", "are_equal"),
+    [
+        (1000, int("1000"), True),
+        (NAN, NAN, True),
+        (ARRAY, ARRAY, True),
+        (True, 1, False),
+        (1, 1.0, False),
+        (ARRAY, ARRAY.copy(), False),
+    ],
+)
+def test_defaults_are_equal_by_type_and_value(one: Any, other: Any, are_equal: bool) -> None:
+    def use(x: Any = one) -> bool:
+        return x is one
 
-    assert Pipeline(same, again).run("again")["again"] == 1000
-    with pytest.raises(DefaultsError, match="two defaults: True and 1"):
-        Pipeline(other, number).run()
+    def use_too(x: Any = other) -> bool:
+        return x is one
+
+    if are_equal:
+        assert dict(Pipeline(use, use_too).run()) == {"use": True, "use_too": True}
+    else:
+        with pytest.raises(StepError, match="input 'x' has two defaults"):
+            Pipeline(use, use_too).run()
 
 
 def test_a_default_of_one_step_serves_another_without() -> None:
@@ -549,7 +881,7 @@ def test_a_default_of_one_step_serves_another_without() -> None:
     assert dict(Pipeline(two, one).run()) == {"two": -3, "one": 3}
 
 
-def test_a_steps_value_beats_a_default() -> None:
+def test_the_value_of_a_step_goes_before_a_default() -> None:
     def alpha() -> int:
         return 5
 
@@ -560,32 +892,76 @@ def test_a_steps_value_beats_a_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "near"),
+    ("argument", "is_near"),
     [
         *[(name, True) for name in ("claen", "cleen", "clea", "cleans", "lean")],
         *[(name, False) for name in ("clever", "x", "dirty", "naelc", "celna")],
     ],
 )
-def test_defaulted_argument_one_typo_from_a_step_is_a_warning(argument: str, near: bool) -> None:
+def test_an_argument_with_a_default_that_is_one_typo_from_a_step_is_a_warning(
+    argument: str, is_near: bool
+) -> None:
     """Elsewhere the typo silently drops an edge."""
-    clean = function("clean")
-    fit = function("fit", f"{argument}=None", body="return 1")
-    made = Pipeline(clean, fit)
-    if not near:
-        assert made.run("fit")["fit"] == 1
+    clean = make_function("clean")
+    fit = make_function("fit", f"{argument}=None", body="return 1")
+    pipeline = Pipeline(clean, fit)
+    if not is_near:
+        assert pipeline.run("fit")["fit"] == 1
         return
     with pytest.warns(DagkitWarning) as caught:
-        made.run("fit")
+        pipeline.run("fit")
     assert [str(warning.message) for warning in caught] == [
-        f"step 'fit' has an argument '{argument}' with a default, and there is a step 'clean': "
-        f"is it a typo? As it stands '{argument}' is an input\n"
+        f"step 'fit' has an argument '{argument}' with a default, and there is a value 'clean': "
+        f"is it a typo? As it stands, '{argument}' is an input\n"
         f"  fit({argument}=None) at <string>:1"
     ]
     assert (caught[0].filename, caught[0].lineno) == ("<string>", 1)
 
 
-def test_numbered_names_are_no_typos() -> None:
-    Pipeline(function("fold1"), function("fold2"), function("use", "fold3=0")).run()
+def test_numbered_names_are_not_typos() -> None:
+    Pipeline(make_function("fold1"), make_function("use", "fold3=0")).run()
+
+
+def test_after_names_steps_and_outputs_only() -> None:
+    last = Step(lambda prices: 1, name="last", after=("totl", "prices"))
+    with pytest.raises(StepError) as caught:
+        Pipeline(total, last).run()
+    assert str(caught.value).splitlines()[::2] == [
+        "step 'last' runs after 'prices', 'totl', but no step produces it",
+        "  known names: last, total; did you mean 'total' for 'totl'?",
+    ]
+
+
+@pytest.mark.slow
+def test_hamilton_decorators_that_change_values_are_an_error_that_names_them() -> None:
+    modifiers: Any = pytest.importorskip("hamilton.function_modifiers")
+
+    def sized(x: int) -> int:
+        return x
+
+    def fields() -> dict[str, int]:
+        return {"a": 1}
+
+    def plain(y: int) -> int:
+        return y
+
+    modifiers.parameterize(small={"x": modifiers.value(1)}, large={"x": modifiers.value(2)})(sized)
+    modifiers.extract_fields({"a": int})(fields)
+    modifiers.tag(owner="me")(fields)
+    modifiers.tag(owner="me")(plain)
+    module = types.ModuleType("flow")
+    for function in (sized, fields, plain):
+        function.__module__ = "flow"
+        setattr(module, function.__name__, function)
+    with pytest.raises(StepError) as caught:
+        Pipeline(module).run()
+    assert str(caught.value) == (
+        "decorators of Hamilton change what a function does, but dagkit calls it without them\n"
+        f"  @parameterize of sized(x) at {locate(sized)}\n"
+        f"  @extract_fields of fields() at {locate(fields)}\n"
+        "  write these functions without them, or mark the steps of the module by @step"
+    )
+    assert Pipeline(plain).run(y=2)["plain"] == 2
 
 
 ########################################################################################
@@ -610,81 +986,99 @@ def test_no_target_means_all_steps_and_outputs(shop: Pipeline) -> None:
     }
 
 
-def test_any_value_can_be_given_and_what_only_served_it_does_not_run(shop: Pipeline) -> None:
-    run = shop.run("mean", total=10, prices=[1, 2])
-    assert list(run.steps) == ["mean"]
-    assert run["mean"] == 5.0
+@pytest.mark.parametrize(
+    ("target", "inputs", "value", "steps"),
+    [
+        ("mean", {"total": 10, "prices": [1, 2]}, 5.0, "mean"),
+        ("high", {"prices": [1, 6]}, 6, "bounds"),
+        ("spread", {"low": -1, "prices": [1, 6]}, 7, "bounds spread"),
+        ("spread", {"low": 1, "high": 4}, 3, "spread"),
+        ("spread", {"bounds": (2, 9)}, 7, "spread"),
+        ("low", {"bounds": {"high": 9, "low": 2}}, 2, ""),
+        ("low", {"bounds": (2, 9), "low": 5}, 5, ""),
+        ("bounds", {"low": 5, "prices": [1, 6]}, (1, 6), "bounds"),
+        ("digits", {}, 2, ""),
+        ("total", {"total": 4}, 4, ""),
+    ],
+)
+def test_any_value_can_be_a_target_or_given(
+    shop: Pipeline, target: str, inputs: dict[str, Any], value: Any, steps: str
+) -> None:
+    """What serves only a given value does not run."""
+    run = shop.run(target, **inputs)
+    assert (run[target], " ".join(run.steps)) == (value, steps)
 
 
-def test_outputs_are_targets_and_can_be_given_one_by_one(shop: Pipeline) -> None:
-    assert shop.run("high", prices=[1, 6])["high"] == 6
-    run = shop.run("spread", low=-1, prices=[1, 6])
-    assert (run["spread"], list(run.steps)) == (7, ["bounds", "spread"])
-    run = shop.run("spread", low=1, high=4)
-    assert (run["spread"], list(run.steps)) == (3, ["spread"])
-
-
-def test_a_whole_step_with_outputs_can_be_given(shop: Pipeline) -> None:
-    run = shop.run("spread", "low", bounds=(2, 9))
-    assert (dict(run), list(run.steps)) == ({"spread": 7, "low": 2}, ["spread"])
+def test_a_given_step_must_fit_its_outputs(shop: Pipeline) -> None:
     with pytest.raises(ResultError, match="has 2 outputs"):
         shop.run("spread", bounds=(1, 2, 3))
 
 
-def test_inputs_and_given_values_can_be_targets(shop: Pipeline) -> None:
-    assert dict(shop.run("digits", "total", "mean", total=4, prices=[2])) == {
-        "digits": 2,
-        "total": 4,
-        "mean": 4.0,
-    }
+@pytest.mark.parametrize(
+    ("targets", "inputs", "problem", "suggestion", "unknown"),
+    [
+        (["men"], {"prices": []}, "'men'", "'mean'", ("men",)),
+        (
+            ["mean"],
+            {"price": [], "digit": 1, "zzz": 0},
+            "'digit', 'price', 'zzz'",
+            "'digits' for 'digit', 'prices' for 'price'",
+            ("digit", "price", "zzz"),
+        ),
+        (
+            ["men"],
+            {"price": []},
+            "'men', 'price'",
+            "'mean' for 'men', 'prices' for 'price'",
+            ("men", "price"),
+        ),
+    ],
+)
+def test_unknown_names_come_all_at_once_with_the_nearest_ones(
+    shop: Pipeline,
+    targets: list[str],
+    inputs: dict[str, Any],
+    problem: str,
+    suggestion: str,
+    unknown: tuple[str, ...],
+) -> None:
+    for call in (shop.run, shop.plan):
+        with pytest.raises(InputError) as caught:
+            call(*targets, **inputs)
+        assert str(caught.value) == (
+            f"run() names {problem}, but no step produces or uses it\n"
+            "  known names: bounds, digits, high, low, mean, prices, spread, total; "
+            f"did you mean {suggestion}?"
+        )
+        assert caught.value.unknown == unknown
 
 
-def test_unknown_target_error_has_the_nearest_name(shop: Pipeline) -> None:
-    with pytest.raises(UnknownNameError) as caught:
-        shop.run("men", prices=[])
-    assert str(caught.value) == (
-        "'men' cannot be a target of run(): no step makes or takes it\n"
-        "  known names: bounds, digits, high, low, mean, prices, spread, total; "
-        "did you mean 'mean'?"
-    )
-    assert caught.value.unknown == ("men",)
+@pytest.mark.parametrize("target", [total, ["mean"], {"prices": [1]}, None, np.zeros(2)])
+def test_a_target_that_is_not_a_name_is_an_error(shop: Pipeline, target: Any) -> None:
+    with pytest.raises(InputError, match=r"cannot be a target of run\(\): targets are names"):
+        shop.run(target)
 
 
-def test_unknown_inputs_come_all_at_once(shop: Pipeline) -> None:
-    with pytest.raises(UnknownNameError) as caught:
-        shop.run("mean", price=[], digit=1, zzz=0)
-    assert str(caught.value) == (
-        "'digit', 'price', 'zzz' cannot be given to run(): no step makes or takes it\n"
-        "  known names: bounds, digits, high, low, mean, prices, spread, total; "
-        "did you mean 'digits' for 'digit', 'prices' for 'price'?"
-    )
-
-
-def test_a_target_that_is_no_name_is_an_error(shop: Pipeline) -> None:
-    for wrong in (total, ["mean"], {"prices": [1]}):
-        with pytest.raises(UnknownNameError, match=r"cannot be a target of run\(\): targets are"):
-            shop.run(wrong)  # type: ignore[arg-type]
-
-
-def test_missing_inputs_come_all_at_once_with_places() -> None:
+def test_missing_inputs_come_all_at_once_with_locations() -> None:
     def fit(dta: int, alpha: float = 0.1) -> None: ...
     def plot(fit: int, colour: str, data: int) -> None: ...
 
-    with pytest.raises(MissingInputError) as caught:
+    with pytest.raises(InputError) as caught:
         Pipeline(fit, plot).run(data=1)
     assert str(caught.value) == (
-        "step 'fit' needs 'dta': no step makes it and run() was not given it\n"
-        f"  fit(dta, alpha=0.1) at {at(fit)}\n"
-        "step 'plot' needs 'colour': no step makes it and run() was not given it\n"
-        f"  plot(fit, colour, data) at {at(plot)}\n"
+        "step 'fit' needs 'dta', but no step produces it and run() was not given it\n"
+        f"  fit(dta, alpha=0.1) at {locate(fit)}\n"
+        "step 'plot' needs 'colour', but no step produces it and run() was not given it\n"
+        f"  plot(fit, colour, data) at {locate(plot)}\n"
         "  known names: alpha, data, fit, plot; did you mean 'data' for 'dta'?"
     )
     assert caught.value.missing == ("dta", "colour")
 
 
 def test_an_input_as_target_must_be_given(shop: Pipeline) -> None:
-    with pytest.raises(MissingInputError, match="target 'prices' is an input, and run"):
+    with pytest.raises(InputError) as caught:
         shop.run("prices")
+    assert str(caught.value).startswith("target 'prices' is an input, but run() was not given it\n")
 
 
 def test_inputs_of_other_steps_need_no_value(shop: Pipeline) -> None:
@@ -697,7 +1091,38 @@ def test_steps_declared_in_order_run_in_that_order(shop: Pipeline) -> None:
     assert list(shop.run(prices=[1, 2]).steps) == ["total", "mean", "bounds", "spread"]
 
 
-def test_order_is_the_same_under_other_hash_seeds() -> None:
+def test_a_step_runs_after_others_without_taking_their_values() -> None:
+    calls: list[str] = []
+
+    def notify(x: int = 1) -> int:
+        calls.append("notify")
+        return x
+
+    def check() -> None:
+        calls.append("check")
+
+    steps = [Step(notify, after=("check", "low")), check, bounds]
+    run = Pipeline(steps).run("notify", prices=[1, 2])
+    assert (dict(run), sorted(run.steps)) == ({"notify": 1}, ["bounds", "check", "notify"])
+    assert calls == ["check", "notify"]
+    given = Pipeline(steps).run("notify", check=None, bounds=(1, 2))
+    assert list(given.steps) == ["notify"]
+    given = Pipeline(steps).run("notify", check=None, low=1)
+    assert list(given.steps) == ["notify"]
+
+
+@pytest.mark.parametrize("outcome", ["failed", "skipped"])
+def test_a_step_is_skipped_if_what_it_runs_after_failed_or_was_skipped(outcome: str) -> None:
+    def check() -> None:
+        raise Skip("closed") if outcome == "skipped" else ValueError
+
+    notify = Step(lambda check=1: check, name="notify", after="check")
+    run = Pipeline(check, notify, on_error="continue").run()
+    assert [(s.status, s.reason) for s in run.steps.values()][-1] == ("skipped", "needs check")
+
+
+@pytest.mark.slow
+def test_the_order_is_the_same_under_other_hash_seeds() -> None:
     code = """
         import random
         from dagkit import Pipeline
@@ -717,39 +1142,532 @@ def test_order_is_the_same_under_other_hash_seeds() -> None:
 @st.composite
 def dags(draw: st.DrawFn) -> list[tuple[str, list[str]]]:
     """Draw steps in a shuffled order; each needs some of those with a smaller number."""
-    size = draw(st.integers(1, 12))
-    steps = [
-        (f"s{i}", [f"s{j}" for j in sorted(draw(st.sets(st.integers(0, i - 1)))) if i])
-        if i
-        else ("s0", [])
-        for i in range(size)
-    ]
+    steps = [("s0", list[str]())]
+    for i in range(1, draw(st.integers(1, 12))):
+        numbers = draw(st.sets(st.integers(0, i - 1)))
+        steps.append((f"s{i}", [f"s{number}" for number in sorted(numbers)]))
     shuffled: list[tuple[str, list[str]]] = draw(st.permutations(steps))
     return shuffled
 
 
 @hypothesis.given(dags(), st.data())
-def test_order_of_any_dag_respects_its_edges(
+def test_the_order_of_any_dag_respects_its_edges(
     dag: list[tuple[str, list[str]]], data: st.DataObject
 ) -> None:
-    made = Pipeline([function(name, *needs, body=f"return {name!r}") for name, needs in dag])
+    functions = [make_function(name, *needs, body=f"return {name!r}") for name, needs in dag]
+    pipeline = Pipeline(functions)
     targets = data.draw(st.lists(st.sampled_from([name for name, _ in dag]), unique=True))
-    order = list(made.run(*targets).steps)
+    order = list(pipeline.run(*targets).steps)
     needs = dict(dag)
     assert all(set(needs[name]) <= set(order[:i]) for i, name in enumerate(order))
     wanted = set(targets or needs)
-    assert set(order) == wanted.union(*[nx.ancestors(made.graph, name) for name in wanted])
+    assert set(order) == wanted.union(*[nx.ancestors(pipeline.graph, name) for name in wanted])
 
 
 ########################################################################################
-### Cache
+### Plain loop
 ########################################################################################
 
-# Edits of code, each a line: name :: code. ⏎ ends a line of the code (here it may also begin a
-# line), "= x" is short for "def step(x): return x", ▸ begins another file. Each «old→new» is an
-# edit of its own.
 
-KEEPING = r'''
+@pytest.mark.slow
+def test_a_run_of_100_000_chained_steps_works() -> None:
+    chain = [make_function("s0", body="return 0")]
+    for i in range(1, 100_000):
+        chain.append(make_function(f"s{i}", f"s{i - 1}", body=f"return s{i - 1} + 1"))
+    assert Pipeline(chain).run("s99999")["s99999"] == 99_999
+
+
+def test_a_fan_in_of_10_000_works() -> None:
+    names = [f"s{i}" for i in range(10_000)]
+    functions = [make_function(name, body="return 1") for name in names]
+    functions.append(make_function("last", *names, body=f"return sum(({', '.join(names)},))"))
+    assert Pipeline(functions).run("last")["last"] == 10_000
+
+
+class Large:
+    """A value that can be counted while it is alive."""
+
+    alive: ClassVar[weakref.WeakSet[Large]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.data = np.ones(1000)
+        self.alive.add(self)
+
+
+LOOPS = pytest.mark.parametrize("retries", [0, 1], ids=["plain loop", "ready/done loop"])
+
+
+@LOOPS
+def test_a_chain_over_large_arrays_holds_two(retries: int) -> None:
+    """Values are dropped as soon as nothing needs them."""
+    counts: list[int] = []
+
+    def grow(previous: Large | None) -> Large:
+        value = Large()
+        counts.append(len(Large.alive))
+        return value
+
+    steps = [Step(lambda: grow(None), name="s0", retries=retries)]
+    steps += [Step(grow, name=f"s{i}", args={"previous": f"s{i - 1}"}) for i in range(1, 20)]
+    run = Pipeline(steps).run("s19")
+    assert isinstance(run["s19"], Large)
+    assert max(counts) == 2
+    assert len(Large.alive) == 1
+
+
+@LOOPS
+def test_a_value_that_nothing_needs_is_dropped_at_once(retries: int) -> None:
+    def make() -> tuple[Large, int]:
+        return Large(), 1
+
+    def last(small: int) -> tuple[int, int]:
+        return small, len(Large.alive)
+
+    make_step = Step(make, outputs=("large", "small"), retries=retries)
+    assert Pipeline(make_step, last).run("last")["last"] == (1, 0)
+
+
+@LOOPS
+def test_the_error_of_a_run_keeps_no_values_in_memory(retries: int) -> None:
+    def fail() -> None:
+        raise LookupError
+
+    def use(large: Large, fail: int) -> None: ...
+
+    with pytest.raises(LookupError) as caught:
+        Pipeline(Step(Large, name="large", retries=retries), fail, use).run("large", "use")
+    assert caught.value.__traceback__ is not None
+    assert len(Large.alive) == 0
+
+
+def failing(total: float, table: Any) -> None:
+    raise LookupError("no such column")
+
+
+@LOOPS
+def test_an_exception_keeps_type_and_traceback_and_gains_one_note(
+    shop: Pipeline, retries: int
+) -> None:
+    pipeline = Pipeline(shop, Step(failing, retries=retries))
+    with pytest.raises(LookupError, match="no such column") as caught:
+        pipeline.run("failing", prices=[1], table=np.zeros((2, 3)))
+    assert caught.value.__notes__ == [
+        f"in step 'failing' at {locate(failing)}, with total=1, table=ndarray(2 x 3 float64)"
+    ]
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    names = [frame.name for frame in frames if frame.filename == dagkit.__file__]
+    assert (names, frames[-1].name) == (["run"], "failing")
+
+
+def test_an_error_of_dagkit_gains_no_note_and_has_one_frame_of_it(shop: Pipeline) -> None:
+    pipeline = Pipeline(shop, {"rows": lambda: iter([1])})
+    calls: list[Callable[[], Any]] = [
+        lambda: pipeline.run("rows"),
+        lambda: shop.run("men"),
+        lambda: shop.run(),
+    ]
+    for call in calls:
+        with pytest.raises(DagkitError) as caught:
+            call()
+        assert not hasattr(caught.value, "__notes__")
+        frames = traceback.extract_tb(caught.value.__traceback__)
+        assert [f.name for f in frames if f.filename == dagkit.__file__] == ["run"]
+
+
+def test_an_error_of_a_pipeline_inside_a_step_names_the_step(shop: Pipeline) -> None:
+    def outer() -> None:
+        shop.run("men")
+
+    with pytest.raises(InputError) as caught:
+        Pipeline(outer).run()
+    assert caught.value.__notes__ == [f"in step 'outer' at {locate(outer)}"]
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ((1, 2, 3), "3 values"),
+        ((1,), "1 value"),
+        ({"train": 1, "tst": 2}, "a dict with the keys train, tst"),
+        (np.zeros(2), "ndarray(2 float64)"),
+        ("ab", "'ab'"),
+        (None, "None"),
+    ],
+)
+def test_a_wrong_number_of_outputs_is_an_error_that_says_what_was_returned(
+    result: Any, text: str
+) -> None:
+    def split() -> Any:
+        return result
+
+    with pytest.raises(ResultError) as caught:
+        Pipeline(Step(split, outputs=("train", "test"))).run()
+    assert str(caught.value) == (
+        f"step 'split' has 2 outputs (train, test) but returned {text}\n"
+        f"  split() at {locate(split)}\n"
+        "  return a tuple of 2, or a dict with these keys"
+    )
+
+
+@pytest.mark.parametrize("result", [(1, 2), [1, 2], {"b": 2, "a": 1}])
+def test_outputs_may_come_as_tuple_list_or_dict(result: Any) -> None:
+    pipeline = Pipeline(Step(lambda: result, name="split", outputs=("a", "b")))
+    assert dict(pipeline.run()) == {"split": (1, 2), "a": 1, "b": 2}
+
+
+def make_generator() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("outputs", [(), ("a", "b")])
+@pytest.mark.parametrize(
+    "make_iterator",
+    [
+        make_generator,
+        lambda: zip([1], [2], strict=True),
+        lambda: map(len, []),
+        lambda: iter([1]),
+        lambda: enumerate("a"),
+        lambda: itertools.chain("a"),
+        lambda: itertools.count(),
+    ],
+)
+def test_an_iterator_as_result_is_an_error(
+    make_iterator: Callable[[], Any], outputs: tuple[str, ...]
+) -> None:
+    """The step that came first would use it up."""
+    kind = type(make_iterator()).__name__
+    with pytest.raises(ResultError) as caught:
+        Pipeline(Step(make_iterator, name="rows", outputs=outputs)).run()
+    assert str(caught.value) == (
+        f"step 'rows' returned a {kind}, which only one step could use, once\n"
+        f"  rows() at {locate(make_iterator)}\n  return a list instead"
+    )
+
+
+def test_an_iterator_as_input_becomes_a_list() -> None:
+    pipeline = Pipeline({"one": lambda rows: list(rows), "two": lambda rows: list(rows)})
+    assert dict(pipeline.run(rows=iter([1, 2]))) == {"one": [1, 2], "two": [1, 2]}
+
+
+@LOOPS
+def test_skip_skips_what_needs_the_value_except_an_argument_with_a_default(
+    shop: Pipeline, retries: int
+) -> None:
+    def extra(total: float) -> None:
+        raise Skip("nothing today")
+
+    def needs_it(extra: int) -> None: ...
+    def needs_that(needs_it: int) -> None: ...
+    def copes(total: float, *, extra: str = "none") -> str:
+        return f"{total}, {extra}"
+
+    steps = [shop, Step(extra, retries=retries), needs_it, needs_that, copes]
+    run = Pipeline(steps).run(prices=[1, 2])
+    assert run["copes"] == "3, none"
+    assert {n: s.reason for n, s in run.steps.items() if s.status == "skipped"} == {
+        "extra": "nothing today",
+        "needs_it": "needs extra",
+        "needs_that": "needs needs_it",
+    }
+    with pytest.raises(NoValueError, match="step 'extra' was skipped: nothing today"):
+        run["extra"]
+
+
+@LOOPS
+def test_on_error_continue_runs_all_that_does_not_depend_on_the_failure(
+    shop: Pipeline, retries: int
+) -> None:
+    def broken(total: float) -> None:
+        raise ValueError("bad\nnews")
+
+    def after(broken: int) -> None: ...
+    def copes(broken: int = 7) -> int:
+        return broken
+
+    steps = [shop, Step(broken, retries=retries), after, copes]
+    run = Pipeline(steps, on_error="continue").run(prices=[1, 2])
+    assert list(run.errors) == ["broken"]
+    assert type(run.errors["broken"]) is ValueError
+    assert {n: (s.status, s.reason) for n, s in run.steps.items() if s.status != "ran"} == {
+        "broken": ("failed", ""),
+        "after": ("skipped", "needs broken"),
+    }
+    assert (run["mean"], run["spread"], run["copes"]) == (1.5, 1, 7)
+    assert run.record["steps"]["broken"]["error"] == "ValueError: bad"
+    with pytest.raises(NoValueError, match="step 'broken' failed: ValueError: bad"):
+        run["broken"]
+
+
+@LOOPS
+def test_the_first_failure_ends_the_run(retries: int) -> None:
+    calls: list[str] = []
+    steps = [
+        Step(lambda: calls.append("one"), name="one", retries=retries),
+        Step(lambda: 1 / 0, name="two"),
+        Step(lambda: calls.append("three"), name="three"),
+    ]
+    with pytest.raises(ZeroDivisionError):
+        Pipeline(steps).run()
+    assert calls == ["one"]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "continue"])
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "retries"])
+def test_system_exit_ends_the_run(on_error: Any, kind: str) -> None:
+    async def leave() -> None:
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    def fail() -> Any:
+        if kind == "coroutine":
+            return leave()
+        sys.exit(3)
+
+    steps = [Step(fail, retries=int(kind == "retries")), Step(lambda: 1, name="other")]
+    with pytest.raises(SystemExit) as caught:
+        Pipeline(steps, on_error=on_error).run()
+    assert caught.value.code == 3
+
+
+def make_flaky(failures: int) -> tuple[Callable[[], int], list[float]]:
+    """Make a function that raises so many times before it returns the number of its calls."""
+    calls: list[float] = []
+
+    def attempt() -> int:
+        calls.append(time.monotonic())
+        if len(calls) <= failures:
+            raise ConnectionError(f"call {len(calls)}")
+        return len(calls)
+
+    return attempt, calls
+
+
+def test_retries_are_extra_tries() -> None:
+    attempt, calls = make_flaky(2)
+    pipeline = Pipeline(Step(attempt, name="get", retries=2), Step(lambda get: get, name="use"))
+    run = pipeline.run()
+    assert (run["use"], run.steps["get"].attempts, run.steps["get"].status) == (3, 3, "ran")
+    attempt, calls = make_flaky(3)
+    with pytest.raises(ConnectionError, match="call 3") as caught:
+        Pipeline(Step(attempt, name="get", retries=2)).run()
+    assert len(calls) == 3
+    assert len(caught.value.__notes__) == 1
+
+
+def test_retry_delays_grow_by_the_backoff() -> None:
+    attempt, calls = make_flaky(2)
+    Pipeline(Step(attempt, name="get", retries=2, retry_delay=0.02, retry_backoff=3)).run()
+    assert calls[1] - calls[0] >= 0.02
+    assert calls[2] - calls[1] >= 0.06
+
+
+def test_a_huge_backoff_is_a_delay_of_a_day_at_most() -> None:
+    get = Step(lambda: 1, name="get", retries=9999, retry_delay=1, retry_backoff=1e10)
+    assert [dagkit._find_delay(get, attempt) for attempt in (1, 2, 9999)] == [1, 86_400, 86_400]
+
+
+def test_other_steps_run_while_one_waits_for_its_next_try() -> None:
+    other = threading.Event()
+
+    def attempt() -> bool:
+        if not other.is_set():
+            raise OSError("not yet")
+        return True
+
+    steps = [Step(attempt, name="get", retries=1, retry_delay=0.1), Step(other.set, name="other")]
+    assert Pipeline(steps).run()["get"] is True
+
+
+def test_skips_and_wrong_results_are_not_tried_again() -> None:
+    calls: list[int] = []
+
+    def skip() -> None:
+        calls.append(1)
+        raise Skip
+
+    def rows() -> Any:
+        calls.append(2)
+        return make_generator()
+
+    Pipeline(Step(skip, retries=3), Step(rows, retries=3), on_error="continue").run()
+    assert calls == [1, 2]
+
+
+def test_async_steps_run_and_overlap() -> None:
+    """Each waits for the other: one after the other they would never end."""
+    here: list[int] = []
+    there: list[int] = []
+
+    async def meet(mine: list[int], other: list[int]) -> int:
+        mine.append(1)
+        while not other:
+            await asyncio.sleep(0.001)
+        return 1
+
+    async def one() -> int:
+        return await asyncio.wait_for(meet(here, there), 10)
+
+    async def two() -> int:
+        return await asyncio.wait_for(meet(there, here), 10)
+
+    def both(one: int, two: int) -> int:
+        return one + two
+
+    assert Pipeline(one, two, both).run("both")["both"] == 2
+
+
+def test_async_steps_run_inside_a_running_event_loop() -> None:
+    async def fetch(x: int) -> int:
+        await asyncio.sleep(0)
+        return x + 1
+
+    async def main() -> int:
+        value: int = Pipeline(fetch, Step(lambda fetch: -fetch, name="use")).run("use", x=1)["use"]
+        return value
+
+    assert asyncio.run(main()) == -2
+
+
+def test_async_steps_share_one_event_loop() -> None:
+    async def one() -> int:
+        return id(asyncio.get_running_loop())
+
+    async def two(one: int) -> bool:
+        return id(asyncio.get_running_loop()) == one
+
+    assert Pipeline(one, two).run("two")["two"] is True
+
+
+def test_async_failures_retries_and_skips_are_as_others() -> None:
+    calls: list[int] = []
+
+    async def get() -> int:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError("again")
+        return len(calls)
+
+    async def skipped(get: int) -> None:
+        raise Skip("no")
+
+    async def broken(get: int) -> None:
+        raise ValueError("bad")
+
+    run = Pipeline(Step(get, retries=2), skipped, broken, on_error="continue").run()
+    assert {name: state.status for name, state in run.steps.items()} == {
+        "get": "ran",
+        "skipped": "skipped",
+        "broken": "failed",
+    }
+    assert run.errors["broken"].__notes__ == [f"in step 'broken' at {locate(broken)}, with get=3"]
+
+
+@pytest.mark.parametrize("is_in_event_loop", [False, True])
+def test_a_callable_that_returns_a_coroutine_is_awaited(is_in_event_loop: bool) -> None:
+    async def fetch(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    steps = {"first": lambda: 1, "second": lambda first: fetch(first + 1)}
+
+    async def main() -> Any:
+        return Pipeline(steps).run("second")["second"]
+
+    if is_in_event_loop:
+        assert asyncio.run(main()) == 2
+    else:
+        assert Pipeline(steps).run("second")["second"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for one process")
+@pytest.mark.parametrize("kind", ["plain", "retry", "async"])
+def test_ctrl_c_passes_through_untouched(kind: str) -> None:
+    """A real SIGINT, while a step runs, a retry waits, a coroutine sleeps."""
+    code = {
+        "plain": "def slow():\n    ready(); time.sleep(60)",
+        "retry": "@step(retries=1, retry_delay=60)\ndef slow():\n    ready(); raise OSError",
+        "async": "async def slow():\n    ready(); await asyncio.sleep(60)",
+    }[kind]
+    script = (
+        "import asyncio, time\nfrom dagkit import *\n"
+        "def ready(): print('ready', flush=True)\n"
+        f"{code}\n"
+        "try: Pipeline(slow).run()\n"
+        "except KeyboardInterrupt as error: print('stopped', getattr(error, '__notes__', None))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "stopped None\n"
+        assert process.returncode == 0
+
+
+def test_a_pipeline_runs_inside_a_step_and_in_many_threads(shop: Pipeline) -> None:
+    def nested(prices: list[float]) -> Any:
+        return shop.run("mean", prices=prices)["mean"]
+
+    pipeline = Pipeline(nested)
+    results: list[Any] = []
+
+    def run_one(number: int) -> None:
+        results.append(pipeline.run(prices=[number, number])["nested"])
+
+    threads = [threading.Thread(target=run_one, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == list(range(8))
+
+
+@LOOPS
+@hypothesis.given(dags(), st.randoms(use_true_random=False))
+@hypothesis.settings(deadline=None)
+def test_failures_and_skips_agree_with_a_model(
+    retries: int, dag: list[tuple[str, list[str]]], draw: random.Random
+) -> None:
+    """In any DAG a step runs exactly if all that it needs ran; both loops agree on the values."""
+    fates = {name: draw.choice(["ran", "ran", "ran", "failed", "skipped"]) for name, _ in dag}
+    steps = []
+    for name, needs in dag:
+        body = {
+            "ran": f"return 1 + sum(({''.join(f'{need},' for need in needs)}))",
+            "failed": "raise ValueError",
+            "skipped": "raise Skip('x')",
+        }[fates[name]]
+        function = make_function(name, *needs, body=body)
+        function.__globals__["Skip"] = Skip
+        steps.append(Step(function, retries=retries if name == "s0" else 0))
+    values: dict[str, int] = {}
+    statuses: dict[str, str] = {}
+    for name, needs in sorted(dag, key=lambda item: int(item[0][1:])):
+        statuses[name] = "skipped"
+        if all(statuses[need] == "ran" for need in needs):
+            statuses[name] = fates[name]
+        if statuses[name] == "ran":
+            values[name] = 1 + sum(values[need] for need in needs)
+    run = Pipeline(steps, on_error="continue").run()
+    assert dict(run) == values
+    assert {name: state.status for name, state in run.steps.items()} == statuses
+
+
+########################################################################################
+### Fingerprint
+########################################################################################
+
+# Edits of code, one a line: name :: code. ⏎ ends a line of the code (it may also begin a line of
+# the table), "= x" is short for "def step(x): return x", ▸ begins another file. Each «old→new» is
+# an edit of its own.
+
+KEEPING_EDITS = r'''
 comment :: «# one→# two, longer⏎»⏎= x
 docstring edited :: def step(x):⏎    """«doc→other»"""⏎    return x + 1
 docstring added, returns None :: def step(x):⏎«    #D→    """D."""»⏎    print(x, None, 'a')
@@ -790,7 +1708,7 @@ abstract class used :: import abc⏎class M(abc.ABC):⏎    def f(self): return 
 sys.modules name in text only :: def clean(): «return 5→return 6»⏎= x['clean']
 '''
 
-CHANGING = r"""
+CHANGING_EDITS = r"""
 constant in code :: = x «+ 1→+ 2»
 zero's sign :: = x * «0.0→-0.0»
 default :: def step(x, «k=1→k=2»):⏎    return x + k
@@ -942,26 +1860,27 @@ constant of a nameless namespace :: «R = 1→R = 3»⏎ns = {}⏎exec('R = 2\nd
 """
 
 
-def edits(block: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
-    """Yield name, files before and files after, of each edit in a block."""
-    mark = re.compile("«([^«»]*?)→([^«»]*?)»")
-    for line in block.strip().replace("\n⏎", "⏎").splitlines():
+def read_edits(table: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+    """Yield the name of each edit in a table, the files before it and the files after it."""
+    pattern = re.compile("«([^«»]*?)→([^«»]*?)»")
+    for line in table.strip().replace("\n⏎", "⏎").splitlines():
         name, _, code = line.partition(" :: ")
         code = code.replace("⏎", "\n")
-        old = mark.sub(r"\1", code)
-        for number, found in enumerate(mark.finditer(code)):
-            head, tail = code[: found.start()], code[found.end() :]
-            new = mark.sub(r"\1", head) + found[2] + mark.sub(r"\1", tail)
-            yield f"{name} {number or ''}".strip(), files_of(old), files_of(new)
+        before = pattern.sub(r"\1", code)
+        for number, edit in enumerate(pattern.finditer(code)):
+            head = pattern.sub(r"\1", code[: edit.start()])
+            tail = pattern.sub(r"\1", code[edit.end() :])
+            after = head + edit[2] + tail
+            yield f"{name} {number or ''}".strip(), split_files(before), split_files(after)
 
 
-def files_of(code: str) -> dict[str, str]:
+def split_files(code: str) -> dict[str, str]:
     code = re.sub("(?m)^= ", "def step(x): return ", code)
-    parts = [part.partition("\n") for part in f"app\n{code}".split("\n▸")]
-    return {f"{name}.py": text + "\n" for name, _, text in parts}
+    sections = [section.partition("\n") for section in f"app\n{code}".split("\n▸")]
+    return {f"{name}.py": text + "\n" for name, _, text in sections}
 
 
-def write(folder: Path, files: dict[str, str]) -> Path:
+def write_files(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(textwrap.dedent(text))
@@ -974,50 +1893,60 @@ def run_in(folder: Path, code: str, **environment: str) -> str:
     return run_python(code, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", **environment)
 
 
-EDITS = [(*edit, False) for edit in edits(KEEPING)] + [(*edit, True) for edit in edits(CHANGING)]
+def find_parts(function: Callable[..., Any]) -> dict[tuple[str, str], str]:
+    return dagkit._CodeMemo().find_parts(function)[0]
 
-PROBE = """
+
+EDITS = [(*edit, False) for edit in read_edits(KEEPING_EDITS)]
+EDITS += [(*edit, True) for edit in read_edits(CHANGING_EDITS)]
+
+# Prints the parts of app.step for each folder below $TOP.
+PARTS_SCRIPT = """
 import importlib, json, os, sys
 import dagkit
-def probe(folder):
+
+def list_parts(folder):
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        return dagkit._CodeMemo().parts(importlib.import_module("app").step)[0]
+        step = importlib.import_module("app").step
+        return [[*part] for part in sorted(dagkit._CodeMemo().find_parts(step)[0].items())]
     except dagkit._Opaque as error:
         return str(error)
     finally:
         sys.path.remove(folder)
         for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None) or list(getattr(module, "__path__", [""]))[0]
-                   ).startswith(folder):
+            file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+            if str(file).startswith(folder):
                 del sys.modules[name]
+
 top = os.environ["TOP"]
-print(json.dumps({x: probe(os.path.join(top, x)) for x in sorted(os.listdir(top))}))
+print(json.dumps({name: list_parts(os.path.join(top, name)) for name in sorted(os.listdir(top))}))
 """
 
 
 @pytest.fixture(scope="session")
-def probed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Parts of the code before the edits under two hash seeds, and after them, elsewhere."""
-    before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("elsewhere")
-    for number, (_, old, new, _) in enumerate(EDITS):
-        write(before / str(number), old)
-        write(after / str(number), new)
+def parts_of_edits(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The parts of the code before the edits under two hash seeds, and after them, elsewhere."""
+    before = tmp_path_factory.mktemp("before")
+    after = tmp_path_factory.mktemp("elsewhere")
+    for number, (_, old_files, new_files, _) in enumerate(EDITS):
+        write_files(before / str(number), old_files)
+        write_files(after / str(number), new_files)
     return [
-        json.loads(run_in(top, PROBE, TOP=str(top), PYTHONHASHSEED=seed))
+        json.loads(run_in(top, PARTS_SCRIPT, TOP=str(top), PYTHONHASHSEED=seed))
         for top, seed in ((before, "0"), (before, "1"), (after, "2"))
     ]
 
 
 @pytest.mark.parametrize("number", range(len(EDITS)), ids=[edit[0] for edit in EDITS])
 def test_an_edit_counts_exactly_if_it_changes_what_the_step_does(
-    number: int, probed: list[dict[str, Any]]
+    number: int, parts_of_edits: list[dict[str, Any]]
 ) -> None:
-    one, again, edited = (each[str(number)] for each in probed)
-    assert type(one) is dict
-    assert one == again
-    assert (one != edited) == EDITS[number][3]
+    first, second, edited = (parts[str(number)] for parts in parts_of_edits)
+    assert type(first) is list
+    assert first == second
+    assert (first != edited) == EDITS[number][3]
 
 
 NOTEBOOK = """
@@ -1036,7 +1965,7 @@ step = make(1)
 
 
 @pytest.mark.parametrize(
-    ("cell", "changed"),
+    ("cell", "is_change"),
     [
         (NOTEBOOK, False),
         ("\n# moved\n\n" + NOTEBOOK, False),
@@ -1058,51 +1987,75 @@ step = make(1)
         ("a[0] = 5.0", True),
     ],
 )
-def test_a_cell_of_a_notebook_counts_by_what_it_changes(cell: str, changed: bool) -> None:
+def test_a_cell_of_a_notebook_counts_by_what_it_changes(cell: str, is_change: bool) -> None:
     """Running a cell again, or the cell of a helper, is judged by the outcome."""
     space: dict[str, Any] = {"__name__": "__main__", "np": np, "a": np.ones(3)}
     exec(NOTEBOOK, space)
     memo = dagkit._CodeMemo()
-    before = memo.parts(space["step"])
+    before = memo.find_parts(space["step"])
     exec(cell, space)
     memo.begin()
-    after = memo.parts(space["step"])
-    assert after[0] == dagkit._CodeMemo().parts(space["step"])[0]
-    assert (after != before) == changed
+    after = memo.find_parts(space["step"])
+    assert after[0] == find_parts(space["step"])
+    assert (after != before) == is_change
 
 
-def test_parts_of_code_have_names() -> None:
-    closed = 3
+def scale(values: Any) -> Any:
+    return values, HERE
+
+
+def test_parts_of_code_have_kinds_and_names() -> None:
+    factor = 3
 
     def clean(raw: Any, alpha: float = 1.0) -> Any:
-        return spread(raw, closed), alpha, HERE, np.mean(raw)
+        return scale(raw), factor, alpha, np.mean(raw)
 
-    parts = dagkit._CodeMemo().parts(clean)[0]
-    assert {"clean", "closure closed", "constant HERE", "default alpha", "helper spread"} <= {
-        *parts
+    parts = find_parts(clean)
+    assert parts.keys() == {
+        ("function", "clean"),
+        ("closure", "factor"),
+        ("default", "alpha"),
+        ("helper", "scale"),
+        ("constant", "HERE"),
+        ("package", "numpy"),
     }
-    assert parts["package numpy"] == np.__version__
+    assert parts["package", "numpy"] == np.__version__
 
 
-class Other(Scaler):
+def test_code_that_cannot_be_fingerprinted_is_named_with_its_path(tmp_path: Path) -> None:
+    lock = (item for item in "x")
+
+    def clean() -> Any:
+        return lock
+
+    with pytest.raises(dagkit._Opaque) as caught:
+        find_parts(clean)
+    assert caught.value.reason == "no fingerprint: clean -> closure lock -> generator"
+
+
+# Values
+
+
+class Scaler:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: float) -> float:
+        return x * self.factor
+
+
+class OtherScaler(Scaler):
     pass
 
 
-def nested() -> Any:
-    deep: list[Any] = []
-    for _ in range(100_000):
-        deep = [deep]
-    return deep
-
-
 FRAME = pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
-VALUES: list[Any] = [
+DIFFERENT_VALUES: list[Any] = [
     None, 0, 1, 2**80, True, 0.0, -0.0, 1.0, math.nan, math.inf, 1j, complex(-0.0, 1), "", "1",
     b"", b"1", bytearray(b"1"), [], (), {}, set(), frozenset(), [1], (1,), {1}, frozenset({1}),
     [True], [1.0], ["1"], [b"1"], [[1]], [(1,)], [0.0], [-0.0], [math.nan], [1, 2], [2, 1],
     [[1], 2], [[1, 2]], {1: 2}, {2: 1}, {1: 2, 3: 4}, {3: 4, 1: 2}, {"1": 2}, {True: 2}, {1: [2]},
-    {1, 2}, {frozenset({1})}, range(3), slice(1), Scaler, Scaler(1), Scaler(2), Other(1), len, int,
-    datetime(2020, 1, 1), timedelta(1), Decimal("1.0"), Decimal("1.00"), re.compile("a"),
+    {1, 2}, {frozenset({1})}, range(3), slice(1), Scaler, Scaler(1), Scaler(2), OtherScaler(1), len,
+    int, datetime(2020, 1, 1), timedelta(1), Decimal("1.0"), Decimal("1.00"), re.compile("a"),
     re.compile("a", re.I), functools.partial(max, 1), functools.partial(min, 1), random.Random(1),
     Path("/nowhere/x"), Path("/nowhere/y"), "/nowhere/x", lambda: 1, lambda: 2, lambda: 1.0,
     list[int], int | str, ValueError("a"), KeyError("a"), np.add, np.float64(1), np.float32(1),
@@ -1118,72 +2071,90 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-def test_values_that_differ_have_fingerprints_that_differ() -> None:
+def test_different_values_have_different_fingerprints() -> None:
     """By type, content and order: dicts by insertion, arrays by dtype and shape, frames by all."""
-    prints = [dagkit._fingerprint(value) for value in VALUES]
-    assert len(set(prints)) == len(prints)
-    assert {len(mark) for mark in prints} == {64}
+    fingerprints = [fingerprint(value) for value in DIFFERENT_VALUES]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert {len(text) for text in fingerprints} == {64}
+
+
+@pytest.mark.parametrize("value", DIFFERENT_VALUES, ids=lambda value: type(value).__name__)
+def test_a_copy_of_a_value_has_the_same_fingerprint(value: Any) -> None:
+    try:
+        twin = pickle.loads(pickle.dumps(value))
+    except (TypeError, AttributeError, pickle.PicklingError):
+        pytest.skip("it cannot be pickled")
+    assert fingerprint(twin) == fingerprint(value)
+    assert fingerprint([value, {"k": value}]) == fingerprint([value, {"k": twin}])
 
 
 def test_equal_values_have_equal_fingerprints_however_they_were_built() -> None:
-    mark = dagkit._fingerprint
-    for value in VALUES:
-        with contextlib.suppress(TypeError, AttributeError, pickle.PicklingError):
-            twin = pickle.loads(pickle.dumps(value))
-            assert mark(twin) == mark(value)
-            assert mark([value, {"k": value}]) == mark([value, {"k": twin}])
-    base = np.arange(12.0).reshape(3, 4)
-    assert mark(base) == mark(np.asfortranarray(base)) == mark(np.repeat(base, 2, axis=0)[::2])
-    pieces = pd.DataFrame({"a": [1.0, 2.0]})
-    pieces["b"] = ["x", "y"]
-    assert mark(pieces) == mark(FRAME)
-    assert mark([math.nan]) == mark([math.inf - math.inf])
-    assert mark({"a", "b", "c"}) == mark({"c", "b", "a"})
+    array = np.arange(12.0).reshape(3, 4)
+    assert fingerprint(array) == fingerprint(np.repeat(array, 2, axis=0)[::2])
+    frame = pd.DataFrame({"a": [1.0, 2.0]})
+    frame["b"] = ["x", "y"]
+    assert fingerprint(frame) == fingerprint(FRAME)
+    assert fingerprint([math.nan]) == fingerprint([math.inf - math.inf])
+    assert fingerprint({"a", "b", "c"}) == fingerprint({"c", "b", "a"})
     ring: list[Any] = [1]
     ring.append(ring)
-    assert mark(copy.deepcopy(ring)) == mark(ring) != mark([1])
+    assert fingerprint(copy.deepcopy(ring)) == fingerprint(ring)
+    assert fingerprint(ring) != fingerprint([1])
 
 
 def test_fingerprints_are_the_same_in_every_process_and_hash_seed() -> None:
     code = """
-        import dagkit, test_dagkit
+        import test_dagkit
         words = "alpha beta gamma delta".split()
         value = [set(words), {"k": frozenset(map(frozenset, words))}, {(w, 1.5) for w in words}]
-        print([dagkit._fingerprint(x) for x in (value, *test_dagkit.VALUES)])
+        for value in (value, *test_dagkit.DIFFERENT_VALUES):
+            print(test_dagkit.fingerprint(value))
     """
     assert run_python(code, PYTHONHASHSEED="0") == run_python(code, PYTHONHASHSEED="1")
 
 
 def test_a_path_counts_by_the_content_of_its_file_or_folder(tmp_path: Path) -> None:
-    place = tmp_path / "a"
-    seen = [dagkit._fingerprint(place)]
+    path = tmp_path / "a"
+    fingerprints = [fingerprint(path)]
     for text in ("1", "2", "22"):
-        place.write_text(text)
-        seen.append(dagkit._fingerprint(place))
-    place.write_text("1")
-    assert dagkit._fingerprint([place]) != dagkit._fingerprint([str(place)])
-    assert dagkit._fingerprint(place) == seen[1]
-    place.unlink()
-    for change in (place.mkdir, (place / "x").touch, (place / "y").touch):
+        path.write_text(text)
+        fingerprints.append(fingerprint(path))
+    path.write_text("1")
+    assert fingerprint(path) == fingerprints[1]
+    assert fingerprint([path]) != fingerprint([str(path)])
+    path.unlink()
+    for change in (path.mkdir, (path / "x").touch, (path / "y").touch):
         change()
-        seen.append(dagkit._fingerprint(place))
-    (place / "y").rename(place / "z")
-    seen.append(dagkit._fingerprint(place))
-    (place / "loop").symlink_to(place)
-    seen.append(dagkit._fingerprint(place))
-    assert len(set(seen)) == len(seen)
+        fingerprints.append(fingerprint(path))
+    (path / "y").rename(path / "z")
+    fingerprints.append(fingerprint(path))
+    (path / "loop").symlink_to(path)
+    fingerprints.append(fingerprint(path))
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def make_nested_list() -> list[Any]:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    return nested
 
 
 @pytest.mark.parametrize(
     "make",
-    [threading.Lock, lambda: sqlite3.connect(":memory:"), lambda: (_ for _ in "x"), nested],
+    [
+        threading.Lock,
+        lambda: sqlite3.connect(":memory:"),
+        lambda: (item for item in "x"),
+        make_nested_list,
+    ],
     ids=["lock", "connection", "generator", "nested too deeply"],
 )
-def test_what_has_no_content_has_no_fingerprint(make: Callable[[], Any]) -> None:
+def test_a_value_without_content_has_no_fingerprint(make: Callable[[], Any]) -> None:
     value = make()
     for holder in (value, [value], {"k": (value,)}):
         with pytest.raises(dagkit._Opaque):
-            dagkit._fingerprint(holder)
+            fingerprint(holder)
     if hasattr(value, "close"):
         value.close()
 
@@ -1206,17 +2177,17 @@ trees = st.recursive(
 )
 
 
-def shape(value: Any) -> Any:
-    """Say in another way what a fingerprint must tell apart."""
+def describe(value: Any) -> Any:
+    """Describe in another way what a fingerprint must tell apart."""
     kind = type(value).__name__
     if isinstance(value, list | tuple):
-        return (kind, *map(shape, value))
+        return (kind, *map(describe, value))
     if isinstance(value, dict):
-        return (kind, *((shape(k), shape(v)) for k, v in value.items()))
+        return (kind, *((describe(key), describe(item)) for key, item in value.items()))
     if isinstance(value, set | frozenset):
-        return (kind, *sorted(map(repr, map(shape, value))))
+        return (kind, *sorted(map(repr, map(describe, value))))
     if isinstance(value, complex):
-        return (kind, shape(value.real), shape(value.imag))
+        return (kind, describe(value.real), describe(value.imag))
     if isinstance(value, float):
         return (kind, "nan" if math.isnan(value) else value.hex())
     return (kind, repr(value))
@@ -1224,255 +2195,71 @@ def shape(value: Any) -> Any:
 
 @hypothesis.settings(max_examples=200, deadline=None)
 @hypothesis.given(trees, trees)
-def test_fingerprints_are_equal_exactly_if_values_and_types_are(one: Any, two: Any) -> None:
-    mark = dagkit._fingerprint
-    assert (mark(one) == mark(two)) == (shape(one) == shape(two))
-    assert mark([one, one]) == mark([one, pickle.loads(pickle.dumps(one))])
+def test_fingerprints_are_equal_exactly_if_values_and_types_are(first: Any, second: Any) -> None:
+    is_same = describe(first) == describe(second)
+    assert (fingerprint(first) == fingerprint(second)) == is_same
+    twin = pickle.loads(pickle.dumps(first))
+    assert fingerprint([first, first]) == fingerprint([first, twin])
 
 
-def went(run: Run) -> str:
-    """Tell how each step went, in the order in which they ended."""
-    return ", ".join(f"{x.name} {x.status}" for x in run.steps.values())
+# Sources
 
 
-def warned(call: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """Give what a call returned, and dagkit's warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = call()
-    return result, [str(x.message) for x in caught if x.category is DagkitWarning]
+def list_sources(value: Any) -> list[str]:
+    return sorted(str(source) for source in dagkit._fingerprint_with_sources(value)[1])
 
 
-def entries(made: Pipeline) -> list[Path]:
-    return sorted(Path(path) for _, _, path in made.store._files("entries"))
+def test_a_value_names_the_files_packages_and_code_that_it_depends_on(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("1")
+    value = [Scaler(1), path, np.zeros(3), scale]
+    text, sources = dagkit._fingerprint_with_sources(value)
+    assert text == fingerprint(value)
+    assert [source.kind for source in sources] == ["code", "file", "package", "code"]
+    assert list_sources(value) == ["code Scaler", "code scale", f"file {path}", "package numpy"]
+    for source in sources:
+        twin = dagkit._SOURCE_TYPES[source.kind](source.name, source.fingerprint)
+        assert twin == source
+        assert source.compute_fingerprint() == source.fingerprint
 
 
-@step(cache=True)
-def squares(n: int) -> list[int]:
-    return [i * i for i in range(n)]
-
-
-@step(cache=True)
-def biggest(squares: list[int]) -> int:
-    return max(squares)
-
-
-@pytest.fixture
-def kept() -> Pipeline:
-    return Pipeline(squares, biggest)
-
-
-APP = {
-    "helpers.py": """
-        def strip(text):
-            return [int(x) for x in text.split()]
-    """,
-    "app.py": """
-        from dagkit import step
-        import helpers
-        @step(cache=True)
-        def raw(path):
-            print("raw")
-            return path.read_text()
-        @step(cache=True)
-        def clean(raw):
-            print("clean")
-            return helpers.strip(raw)
-        @step(cache=True, outputs=("train", "test"))
-        def split(clean):
-            print("split")
-            return clean[:2], clean[2:]
-        @step(cache=True)
-        def model(train, alpha=0.1):
-            print("model")
-            return sum(train) * 10 * alpha
-    """,
-}
-RUN_APP = """
-import json, os, sys
-from pathlib import Path
-import app, dagkit
-loads, real = [], dagkit.Store._load
-def load(self, head, part=""):
-    loads.append(part or head.step)
-    return real(self, head, part)
-dagkit.Store._load = load
-inputs = json.loads(os.environ.get("INPUTS", "{}"))
-pipeline = dagkit.Pipeline(app)
-if os.environ.get("PLAN"):
-    plan = pipeline.plan("model", path=Path("data.txt"), **inputs)
-    print(*[f"{x.name} {x.status}: {x.reason}" for x in plan.values()], loads, sep=chr(10))
-else:
-    run = pipeline.run("model", path=Path("data.txt"), **inputs)
-    print(loads, run["model"])
-"""
-
-
-@pytest.fixture
-def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run the project of APP in a process of its own, after an edit; give what it printed."""
-    folder = write(tmp_path / "app", {**APP, "data.txt": "1 2 3"})
-    monkeypatch.chdir(folder)
-
-    def run(file: str = "app.py", old: str = "", new: str = "", /, **environment: str) -> str:
-        text = (folder / file).read_text()
-        assert old in text
-        (folder / file).write_text(text.replace(old, new) if old else text)
-        return " ".join(run_in(folder, RUN_APP, **environment).splitlines())
-
-    return run
-
-
-def test_an_edit_runs_what_it_may_change_and_stops_where_a_value_is_equal(
-    app: Callable[..., str],
-) -> None:
-    """Nothing is loaded that nothing needs: the list shows the loads, the target's last."""
-    assert app() == "raw clean split model ['raw', 'clean', 'train', 'model'] 3.0"
-    assert app() == "['model'] 3.0"
-    assert app("helpers.py", "def", "# A comment\n\ndef") == "['model'] 3.0"
-    assert app("helpers.py", "int(x)", "0 + int(x)") == "clean ['raw', 'model'] 3.0"
-    assert app("app.py", "clean[2:]", "clean[2:] * 2") == "split ['clean', 'model'] 3.0"
-    assert app("data.txt", "3", "4") == "raw clean split ['raw', 'clean', 'model'] 3.0"
-    assert app(INPUTS='{"alpha": 2.0}') == "model ['train', 'model'] 60.0"
-    everything = "raw clean split model ['raw', 'clean', 'train', 'model']"
-    assert app("data.txt", "1", "5") == f"{everything} 7.0"
-    assert app("data.txt", "5", "1") == "['model'] 3.0"
-
-
-def test_the_first_load_of_a_target_is_when_it_is_asked_for(
-    kept: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept.run(n=4)
-    loads: list[str] = []
-    real = Store._load
-
-    def load(self: Store, head: Any, part: str = "") -> Any:
-        loads.append(head.step)
-        return real(self, head, part)
-
-    monkeypatch.setattr(Store, "_load", load)
-    run = kept.run(n=4)
-    assert (loads, went(run)) == ([], "squares cached, biggest cached")
-    assert (run["biggest"], run["biggest"], loads) == (9, 9, ["biggest"])
-
-
-def test_every_kind_of_input_is_told_apart_by_a_cached_step() -> None:
-    @step(cache=True)
-    def kind(x: Any) -> str:
-        return f"{type(x).__name__} {x!r}"
-
-    made = Pipeline(kind)
-    for value in (1, True, 1.0, "1", b"1", 0.0, -0.0, [1], (1,), {1}):
-        assert made.run(x=value)["kind"] == f"{type(value).__name__} {value!r}"
-    assert len(entries(made)) == 10
-
-
-@pytest.mark.parametrize("mark", [1, "a", (1, "b")])
-def test_version_is_part_of_the_key(mark: Any) -> None:
-    def answer() -> int:
-        return 42
-
-    for version, expected in ((None, "ran"), (mark, "ran"), (mark, "cached"), (None, "cached")):
-        made = Pipeline(Step(answer, cache=True, version=version))
-        assert went(made.run()) == f"answer {expected}"
-
-
-def test_none_is_kept_and_an_exception_is_not() -> None:
-    @step(cache=True)
-    def nothing() -> None:
-        pass
-
-    made = Pipeline(nothing)
-    assert [went(made.run()) for _ in range(2)] == ["nothing ran", "nothing cached"]
-    assert made.run()["nothing"] is None
-
-    def fails() -> None:
-        raise ValueError("no")
-
-    bad = Pipeline(Step(fails, cache=True), on_error="continue")
-    assert [went(bad.run()) for _ in range(2)] == ["fails failed"] * 2
-    assert len(entries(bad)) == 1
-
-
-def test_after_a_failure_finished_results_are_there() -> None:
-    @step
-    def broken(squares: list[int]) -> int:
-        raise ZeroDivisionError
-
-    for expected in ("ran", "cached"):
-        made = Pipeline(squares, broken, on_error="continue")
-        assert went(made.run(n=3)) == f"squares {expected}, broken failed"
-
-
-def fails_once() -> None:
-    os.environ["TRIES"] = str(int(os.environ["TRIES"]) - 1)
-    if os.environ["TRIES"] != "0":
-        raise OSError
-
-
-def test_async_steps_and_retries_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIES", "2")
-
-    @step(cache=True)
-    async def slow(n: int) -> int:
-        await asyncio.sleep(0)
-        return n + 1
-
-    @step(cache=True, retries=2)
-    def shaky(slow: int) -> int:
-        fails_once()
-        return slow * 2
-
-    made = Pipeline(slow, shaky)
-    run = made.run(n=1)
-    assert (run.steps["shaky"].attempts, run["shaky"]) == (2, 4)
-    run = made.run(n=1)
-    assert (went(run), run["shaky"]) == ("slow cached, shaky cached", 4)
+def test_a_source_explains_how_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = HERE / f"{tmp_path.name}.csv"
+    path.write_text("1")
+    _, (source,) = dagkit._fingerprint_with_sources(path)
+    path.write_text("2")
+    assert source.compute_fingerprint() != source.fingerprint
+    assert source.explain_change() == f"file {path.name} changed"
+    path.unlink()
+    assert source.compute_fingerprint() != source.fingerprint
+    assert source.explain_change() == f"file {path.name} is gone"
+    package = dagkit._SOURCE_TYPES["package"]("numpy", "1.0")
+    assert package.explain_change() == f"package numpy 1.0 → {np.__version__}"
+    assert (
+        dagkit._SOURCE_TYPES["package"]("nosuch", "1").explain_change() == "package nosuch is gone"
+    )
+    code = dagkit._SOURCE_TYPES["code"](f"{__name__}:scale", "")
+    assert code.explain_change() == "code scale changed"
+    code = dagkit._SOURCE_TYPES["code"](f"{__name__}:nosuch", "")
+    assert code.explain_change() == "code nosuch is gone"
 
 
 def test_another_library_function_as_a_step_is_another_step() -> None:
     for function, value in ((statistics.mean, 4), (statistics.median, 2)):
-        made = Pipeline(Step(function, name="middle", cache=True))
-        assert made.run(data=[1, 2, 9])["middle"] == value
-    made = Pipeline(Step(statistics.mean, name="middle", cache=True))
-    assert made.plan(data=[1, 2, 9])["middle"].status == "fresh"
-    made = Pipeline(Step(statistics.mode, name="middle", cache=True))
-    assert made.plan(data=[1, 2, 9])["middle"].reason == "code changed: median, mode"
+        pipeline = Pipeline(Step(function, name="middle", cache=True))
+        assert pipeline.run(data=[1, 2, 9])["middle"] == value
+    pipeline = Pipeline(Step(statistics.mean, name="middle", cache=True))
+    assert pipeline.plan(data=[1, 2, 9])["middle"].status == "fresh"
+    pipeline = Pipeline(Step(statistics.mode, name="middle", cache=True))
+    assert pipeline.plan(data=[1, 2, 9])["middle"].reason == "code changed: median, mode"
     for kind in (list, tuple):
-        made = Pipeline(Step(kind, name="kept", args={"iterable": "n"}, cache=True))
-        assert type(made.run(n=(1,))["kept"]) is kind
+        pipeline = Pipeline(Step(kind, name="items", args={"iterable": "n"}, cache=True))
+        assert type(pipeline.run(n=(1,))["items"]) is kind
 
 
-def test_a_chain_of_1000_cached_steps_is_reused() -> None:
-    chain = [Step(function("s0", "x", body="return x"), cache=True)]
-    for i in range(1, 1000):
-        chain.append(Step(function(f"s{i}", f"s{i - 1}", body=f"return s{i - 1} + 1"), cache=True))
-    made = Pipeline(chain)
-    assert made.run("s999", x=1)["s999"] == 1000
-    run = made.run("s999", x=1)
-    assert {x.status for x in run.steps.values()} == {"cached"}
-    assert run["s999"] == 1000
-
-
-def test_a_cached_step_never_hides_behind_an_uncached_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    @step
-    def reading() -> str:
-        return os.environ["READING"]
-
-    @step(cache=True)
-    def shown(reading: str) -> str:
-        return f"<{reading}>"
-
-    made = Pipeline(reading, shown)
-    for text, expected in (("a", "ran"), ("b", "ran"), ("a", "cached")):
-        monkeypatch.setenv("READING", text)
-        run = made.run("shown")
-        assert (run["shown"], went(run)) == (f"<{text}>", f"reading ran, shown {expected}")
-
-
-def test_a_class_edited_behind_a_stored_value_runs_who_uses_the_value(tmp_path: Path) -> None:
-    """The consumer does not name the class; only the value leads to it."""
-    write(tmp_path / "app", {
+def test_a_class_edited_behind_a_stored_value_runs_the_dependents(tmp_path: Path) -> None:
+    """The dependent does not name the class; only the value leads to it."""
+    write_files(tmp_path / "app", {
         "models.py": "class M:\n    def score(self): return 1\n",
         "app.py": """
             import models, pickle
@@ -1492,9 +2279,9 @@ def test_a_class_edited_behind_a_stored_value_runs_who_uses_the_value(tmp_path: 
     assert run_in(tmp_path / "app", code) == "2\n"
 
 
-def packages(top: Path, version: str, body: str) -> None:
+def install_package(folder: Path, version: str, body: str) -> None:
     """Install a package of that version, by hand."""
-    write(top / "site-packages", {
+    write_files(folder / "site-packages", {
         "fakepkg/__init__.py": body,
         "fakepkg-0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: fakepkg\nVersion: {version}",
         "fakepkg-0.dist-info/top_level.txt": "fakepkg\n",
@@ -1502,7 +2289,7 @@ def packages(top: Path, version: str, body: str) -> None:
 
 
 def test_installed_packages_count_by_version_and_only_those_reached(tmp_path: Path) -> None:
-    write(tmp_path / "app", {"app.py": """
+    write_files(tmp_path / "app", {"app.py": """
         import sys
         sys.path.append(__file__[:-10] + "site-packages")
         import fakepkg
@@ -1514,21 +2301,21 @@ def test_installed_packages_count_by_version_and_only_those_reached(tmp_path: Pa
     """})  # fmt: skip
     code = """
         import app, dagkit
-        made = dagkit.Pipeline(app)
-        print(*[f"{x.name} {x.status} {x.reason}" for x in made.plan().values()], sep="; ")
-        made.run()
+        pipeline = dagkit.Pipeline(app)
+        print(*[f"{x.name} {x.status} {x.reason}" for x in pipeline.plan().values()], sep="; ")
+        pipeline.run()
     """
-    packages(tmp_path, "1.0", "def f(): return 1\n")
+    install_package(tmp_path, "1.0", "def f(): return 1\n")
     assert run_in(tmp_path / "app", code) == "uses new never ran; free new never ran\n"
-    packages(tmp_path, "1.0", "def f(): return 3 - 2\n")
+    install_package(tmp_path, "1.0", "def f(): return 3 - 2\n")
     assert run_in(tmp_path / "app", code) == "uses fresh ; free fresh \n"
-    packages(tmp_path, "2.0", "def f(): return 2\n")
+    install_package(tmp_path, "2.0", "def f(): return 2\n")
     assert run_in(tmp_path / "app", code) == "uses stale package fakepkg 1.0 → 2.0; free fresh \n"
 
 
 def test_a_value_of_an_installed_class_counts_with_its_version(tmp_path: Path) -> None:
     """No code here names the package; the stored value does."""
-    write(tmp_path / "app", {"app.py": """
+    write_files(tmp_path / "app", {"app.py": """
         import sys, pickle
         sys.path.append(__file__[:-10] + "site-packages")
         from dagkit import step
@@ -1542,984 +2329,823 @@ def test_a_value_of_an_installed_class_counts_with_its_version(tmp_path: Path) -
         print(dagkit.Pipeline(app).run("score", text=b"cfakepkg\\nM\\n)\\x81.")["score"])
     """
     for version in ("1", "2"):
-        packages(tmp_path, version, f"class M:\n    def score(self): return {version}\n")
+        install_package(tmp_path, version, f"class M:\n    def score(self): return {version}\n")
         assert run_in(tmp_path / "app", code) == f"{version}\n"
 
 
-# Damage
+########################################################################################
+### Store
+########################################################################################
+
+# The layout of a store, which users do not see.
 
 
-def flip(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
+def list_entries(store: Store) -> list[Path]:
+    return sorted(Path(store.path, "entries").glob("*/*/*"))
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "truncation"])
-def test_damage_anywhere_is_one_warning_and_a_value_computed_again(
-    kept: Pipeline, damage: str
+def list_values(store: Store) -> list[Path]:
+    return sorted(Path(store.path, "values").glob("*/*"))
+
+
+def list_tree(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def get_key_path() -> Path:
+    return Path(os.environ["HOME"], ".local/share/dagkit/key")
+
+
+def set_age(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def spawn_python(code: str, **environment: str) -> subprocess.Popen[str]:
+    """Start code in a new interpreter, which goes on beside the test."""
+    env = {**os.environ, "PYTHONPATH": str(HERE), **environment}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+@step(cache=True)
+def cubes(n: int) -> list[int]:
+    return [i**3 for i in range(n)]
+
+
+@step(cache=True)
+def top(cubes: list[int]) -> int:
+    return max(cubes)
+
+
+def make_cubes() -> Pipeline:
+    """Make a pipeline that knows nothing of what others have stored."""
+    return Pipeline(cubes, top)
+
+
+@pytest.fixture
+def cubed() -> Pipeline:
+    return make_cubes()
+
+
+def run_cubed(pipeline: Pipeline, n: int = 4) -> tuple[str, int]:
+    """Return the statuses and the value of a run."""
+    run = pipeline.run(n=n)
+    return get_statuses(run), run["top"]
+
+
+RAN = "cubes ran, top ran"
+CACHED = "cubes cached, top cached"
+
+
+# Damage: a value is computed again, with one warning
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut"])
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_damage_anywhere_in_an_entry_is_one_warning_and_a_miss(
+    cubed: Pipeline, damage: str, stride: int
 ) -> None:
-    """Cut to its head an entry is as if pruned: a miss without a warning."""
-    kept.run("squares", n=5)
-    (path,) = entries(kept)
-    head = kept.store._head(path.name)
-    assert head is not None
-
-    def read() -> Any:
-        found = kept.store._head(path.name)
-        with contextlib.suppress(dagkit._BadEntry):
-            return "miss" if found is None else kept.store._load(found)
-        return "miss"
-
-    flips = damage == "flipped bit"
-    original = path.read_bytes()
-    for at in range(len(original) * (8 if flips else 1)):
-        path.write_bytes(flip(original, at) if flips else original[:at])
-        value, said = warned(read)
-        assert (value, len(said)) == ("miss", int(flips or at != head.start)), at
-        assert all(str(path) in text for text in said)
-        if at % 97 == 0:  # computed again, it takes the place
-            assert warned(lambda: kept.run("squares", n=5)["squares"]) == ([0, 1, 4, 9, 16], [])
-        kept.store._said.clear()
-    path.write_bytes(original)
-    assert warned(read) == ([0, 1, 4, 9, 16], [])
+    cubed.run("cubes", n=4)
+    (path,) = list_entries(cubed.store)
+    for position in range(0, path.stat().st_size - 40, stride):
+        if damage == "bit":
+            flip_bit(path, position * 8 + position % 8)
+        else:
+            os.truncate(path, position)
+        pipeline = make_cubes()
+        run, texts = catch_warnings(functools.partial(pipeline.run, "cubes", n=4))
+        assert run["cubes"] == [0, 1, 8, 27], position
+        assert len(texts) == 1, position
+        assert texts[0].startswith(f"the entry {path} is not used, its step runs again: it is ")
+    assert catch_warnings(lambda: get_statuses(cubed.run("cubes", n=4))) == ("cubes cached", [])
 
 
-def test_damage_to_arrays_is_found() -> None:
-    @step(cache=True)
-    def table() -> Any:
-        return [np.arange(1000.0), np.arange(5_000_000.0)]  # read, and mapped
+@pytest.mark.parametrize(
+    ("make", "positions"),
+    [
+        ("'x' * 10_000", (0, 5000, -1)),  # a pickle
+        ("np.arange(1000.0)", (0, 90, 3000, -1)),  # a pickle and a buffer
+        pytest.param(  # mapped
+            "[np.arange(10.0), np.arange(5_000_000.0)]",
+            (0, 5000, 20_000_000, -1),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["pickle", "buffer", "mapped"],
+)
+@pytest.mark.parametrize("damage", ["bit", "cut", "longer", "gone"])
+def test_damage_to_a_value_is_one_warning_and_a_value_computed_again(
+    make: str, positions: tuple[int, ...], damage: str
+) -> None:
+    value = eval(make)
+    # The values of steps count by content, so that a step may return what it holds.
+    pipeline = Pipeline(Step(lambda: value, name="table", cache=True))
+    pipeline.run()
+    (path,) = list_values(pipeline.store)
+    original = fingerprint(value)
+    for position in positions:
+        size = path.stat().st_size
+        position %= size - 128  # the file ends with padding, which does not count
+        match damage:
+            case "bit":
+                with open(path, "r+b") as file:
+                    file.seek(position)
+                    byte = file.read(1)[0]
+                    file.seek(position)
+                    file.write(bytes([byte ^ 16]))
+            case "cut":
+                os.truncate(path, position)
+            case "longer":
+                os.truncate(path, size + 1)
+            case "gone":
+                path.unlink()
+        again, texts = catch_warnings(lambda: pipeline.run()["table"])
+        assert fingerprint(again) == original
+        assert len(texts) == (damage != "gone")
+        assert all("its step runs again" in text for text in texts)
+        assert path.stat().st_size == size
+    run, texts = catch_warnings(pipeline.run)
+    assert (get_statuses(run), texts) == ("table cached", [])
 
-    made = Pipeline(table)
-    made.run()
-    (path,) = entries(made)
-    size = path.stat().st_size
-    for at in (size - 1, size // 2, 3000, 9000):
-        with open(path, "r+b") as file:
-            file.seek(at)
-            old = file.read(1)
-            file.seek(at)
-            file.write(bytes([old[0] ^ 16]))
-        value, said = warned(lambda: made.run()["table"])
-        assert (value[0] == np.arange(1000)).all()
-        assert (value[1] == np.arange(5_000_000)).all()
-        assert len(said) == 1
-        assert str(path) in said[0]
+
+def test_many_damaged_entries_are_one_warning_a_run(cubed: Pipeline) -> None:
+    cubed.run(n=4)
+    for path in list_entries(cubed.store):
+        path.write_bytes(b"damaged")
+    for _ in range(2):
+        (status, value), texts = catch_warnings(lambda: run_cubed(cubed))
+        assert (status, value, len(texts)) == (RAN, 27, 1)
+        for path in list_entries(cubed.store):
+            path.write_bytes(b"damaged")
 
 
-def test_arrays_come_back_as_ones_own() -> None:
+def test_a_plan_deletes_what_is_damaged_and_explains_from_the_next_newest(
+    cubed: Pipeline,
+) -> None:
+    cubed.run("cubes", n=4)
+    time.sleep(0.01)
+    cubed.run("cubes", n=5)
+    newest = max(list_entries(cubed.store), key=lambda path: path.stat().st_mtime_ns)
+    flip_bit(newest, 4000)
+    plan, texts = catch_warnings(lambda: make_cubes().plan("cubes", n=6))
+    assert plan["cubes"].reason == "input n 4 → 6"
+    assert (len(texts), newest.exists()) == (1, False)
+
+
+def test_arrays_come_back_writable_and_aligned_and_each_load_is_a_copy() -> None:
     @step(cache=True, outputs=("small", "large", "frame"))
     def tables() -> Any:
         return np.arange(1000), np.arange(5_000_000), pd.DataFrame({"a": np.arange(2000.0)})
 
-    made = Pipeline(tables)
+    pipeline = Pipeline(tables)
     for _ in range(3):
-        run = made.run("small", "large", "frame")
+        run = pipeline.run("small", "large", "frame")
         assert run["small"][3] == run["large"][3] == run["frame"]["a"][3] == 3
+        assert run["small"].flags.aligned
+        assert run["large"].flags.aligned
         run["small"][:] = run["large"][:] = 0
         run["frame"].loc[:, "a"] = 0
-    assert went(run) == "tables cached"
+    assert get_statuses(run) == "tables cached"
 
 
-def test_foreign_things_in_the_place_of_an_entry_are_a_miss(
-    kept: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept.run(n=5)
-    kept.run("squares", n=6)
-    path, *others = entries(kept)
-    good = path.read_bytes()
-    things: list[tuple[Callable[[], Any], str]] = [
-        (lambda: path.write_bytes(b""), "no entry"),
-        (lambda: path.write_bytes(pickle.dumps([1])), "no entry"),
-        (lambda: path.write_bytes(b"dagkit\0\x7f" + good[8:]), "format of another dagkit"),
-        (lambda: path.write_bytes(others[0].read_bytes()), "another key"),
-        (lambda: os.mkfifo(path), "no entry"),
-        (lambda: path.symlink_to(path), "symbolic"),
-        (path.mkdir, "directory"),
-    ]
-    for make, why in things:
-        path.unlink()
-        make()
-        said: list[str] = []
-        for n, top in ((5, 16), (6, 25)):
-            value, more = warned(functools.partial(kept.run, n=n))
-            assert value["biggest"] == top
-            said += more
-        assert str(path) in said[0]
-        assert why in said[0]
-        assert len(said) == 1 + (make == path.mkdir)  # a folder cannot be overwritten
-    path.rmdir()
-    for n in (5, 6):
-        kept.run(n=n)
-    monkeypatch.setenv("DAGKIT_KEY", "of another user")
-    value, said = warned(lambda: Pipeline(squares, biggest).run("squares", n=6)["squares"])
-    assert (value, len(said)) == ([0, 1, 4, 9, 16, 25], 1)
-    assert "another key has signed it" in said[0]
+FOREIGN_THINGS: dict[str, tuple[Callable[[Path], Any], str, bool]] = {
+    # what lies there, what the warning says, whether it can be replaced by a file
+    "nothing": (lambda path: path.write_bytes(b""), "no entry", True),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps([1])), "no entry", True),
+    "a later format": (lambda path: path.write_bytes(b"dagkit 9 " + bytes(900)), "version", True),
+    "a pipe": (lambda path: os.mkfifo(path), "no entry", True),
+    "a link to itself": (lambda path: path.symlink_to(path), "symbolic", True),
+    "a huge file": (lambda path: make_sparse_file(path), "too large", True),
+    "a folder": (lambda path: path.mkdir(), "directory", False),
+}
 
 
-def test_a_huge_foreign_file_is_a_miss(kept: Pipeline) -> None:
-    kept.run("squares", n=5)
-    (path,) = entries(kept)
-    with open(path, "wb") as file:
-        file.write(dagkit._MAGIC + (1 << 42).to_bytes(8, "big"))
-        file.truncate(1 << 43)  # sparse
-    value, said = warned(lambda: kept.run("squares", n=5)["squares"])
-    assert (len(value), len(said)) == (5, 1)
+def make_sparse_file(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 43)
+
+
+@pytest.mark.parametrize("thing", FOREIGN_THINGS)
+def test_foreign_things_in_the_place_of_an_entry_are_a_miss(cubed: Pipeline, thing: str) -> None:
+    make, reason, is_replaceable = FOREIGN_THINGS[thing]
+    cubed.run("cubes", n=4)
+    (path,) = list_entries(cubed.store)
+    path.unlink()
+    make(path)
+    value, texts = catch_warnings(lambda: make_cubes().run("cubes", n=4)["cubes"])
+    assert value == [0, 1, 8, 27]
+    assert str(path) in texts[0]
+    assert reason in texts[0]
+    assert len(texts) == 1 + (not is_replaceable)  # a folder cannot be overwritten
+    if is_replaceable:
+        assert get_statuses(make_cubes().run("cubes", n=4)) == "cubes cached"
+    assert os.listdir(Path(cubed.store.path, "tmp")) == []
+
+
+def test_an_entry_under_the_name_of_another_is_a_miss(cubed: Pipeline) -> None:
+    cubed.run("cubes", n=4)
+    (path,) = list_entries(cubed.store)
+    cubed.run("cubes", n=5)
+    other = next(entry for entry in list_entries(cubed.store) if entry != path)
+    shutil.copy(other, path)
+    value, texts = catch_warnings(lambda: make_cubes().run("cubes", n=4)["cubes"])
+    assert (value, len(texts)) == ([0, 1, 8, 27], 1)
+    assert texts[0].endswith("it is the entry of another key")
+
+
+@pytest.mark.parametrize("thing", ["a pipe", "a link to itself", "a folder", "a huge file"])
+def test_foreign_things_in_the_place_of_a_value_are_a_miss(thing: str) -> None:
+    pipeline = Pipeline(Step(lambda: "x" * 9999, name="text", cache=True))
+    pipeline.run()
+    (path,) = list_values(pipeline.store)
+    path.unlink()
+    FOREIGN_THINGS[thing][0](path)
+    text, texts = catch_warnings(lambda: pipeline.run()["text"])
+    assert (text, len(texts) <= 2) == ("x" * 9999, True)
 
 
 def test_a_value_whose_class_is_gone_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = types.ModuleType("gone")
-    exec("class Gone: pass", vars(gone))
-    monkeypatch.setitem(sys.modules, "gone", gone)
+    module = types.ModuleType("fleeting")
+    exec("class Fleeting: pass", vars(module))
+    monkeypatch.setitem(sys.modules, "fleeting", module)
 
     @step(cache=True)
     def thing(text: bytes) -> Any:
-        return 0 if os.environ.get("GONE") else pickle.loads(text)
+        return 0 if "FLEETING" in os.environ else pickle.loads(text)
 
-    made, text = Pipeline(thing), b"cgone\nGone\n)\x81."
-    run, again = made.run(text=text), made.run(text=text)
-    assert type(run["thing"]) is vars(gone)["Gone"]
-    monkeypatch.setenv("GONE", "1")
-    del vars(gone)["Gone"]
-    assert made.plan(text=text)["thing"].reason == "code gone:Gone is gone"
-    (path,) = entries(made)
-    value, said = warned(lambda: again["thing"])
-    assert (value, len(said)) == (0, 1)
-    assert str(path) in said[0]
-    assert warned(lambda: made.run(text=text)["thing"]) == (0, [])
+    pipeline = Pipeline(thing)
+    text = b"cfleeting\nFleeting\n)\x81."
+    run = pipeline.run(text=text)
+    lazy_run = pipeline.run(text=text)
+    assert type(run["thing"]).__name__ == "Fleeting"
+    monkeypatch.setenv("FLEETING", "gone")
+    del vars(module)["Fleeting"]
+    assert pipeline.plan(text=text)["thing"].reason == "code Fleeting is gone"
+    value, texts = catch_warnings(lambda: lazy_run["thing"])
+    assert (value, len(texts)) == (0, 1)
+    assert "AttributeError" in texts[0]
+    assert catch_warnings(lambda: pipeline.run(text=text)["thing"]) == (0, [])
 
 
-class Odd:
-    """Pickles, but cannot be unpickled."""
+class Unloadable:
+    """It can be pickled, but not be loaded again."""
 
     def __reduce__(self) -> Any:
         return int, ("x",)
 
 
-class Fragile:
-    """What pickling of it raises may be anything."""
+class Unpicklable:
+    """Pickling may raise anything, an error of the disk too."""
 
     def __reduce__(self) -> Any:
-        raise ZeroDivisionError("no")
+        raise OSError("no")
 
 
-@pytest.mark.parametrize("make", ["lambda: 0", "Fragile()", "threading.Lock()", "[Odd()]"])
-def test_a_result_that_cannot_be_kept_is_one_warning_and_the_run_goes_on(make: str) -> None:
-    code = f"""
-        import os, signal, threading, warnings
-        signal.alarm(20)
-        from test_dagkit import Fragile, Odd, Pipeline, Step
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            made = Pipeline(Step(lambda: {make}, name="made", cache=True),
-                            Step(lambda made: type(made).__name__, name="kind", cache=True))
-            run = made.run()
-            print(type(run["made"]).__name__, run["kind"], len(caught))
-        shown = str(caught[0].message)
-        said = "step 'made'" in shown or "step runs again" in shown
-        print(said, os.listdir(made.store.path + "/tmp"))
-    """
-    kind = {"lambda: 0": "function", "Fragile()": "Fragile", "[Odd()]": "list"}.get(make, "lock")
-    assert run_python(code) == f"{kind} {kind} 1\nTrue []\n"
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: print, "builtin_function_or_method"),
+        (lambda: lambda: 0, "function"),
+        (lambda: Unpicklable(), "Unpicklable"),
+        (lambda: threading.Lock(), "lock"),
+        (lambda: [Unloadable()], "list"),
+        (lambda: [Unpicklable()] * 3, "list"),
+    ],
+)
+def test_a_result_that_cannot_be_stored_is_one_warning_and_the_run_goes_on(
+    make: Callable[[], Any], kind: str
+) -> None:
+    pipeline = Pipeline(
+        Step(make, name="odd", cache=True),
+        Step(lambda odd: type(odd).__name__, name="kind", cache=True),
+    )
+    run, texts = catch_warnings(lambda: pipeline.run("odd", "kind"))
+    assert (type(run["odd"]).__name__, run["kind"]) == (kind, kind)
+    assert len(texts) == (kind != "builtin_function_or_method")
+    assert all("step 'odd'" in text or "its step runs again" in text for text in texts)
+    assert os.listdir(Path(pipeline.store.path, "tmp")) == []
+
+
+def test_a_value_without_a_fingerprint_is_stored_and_named_where_it_is_needed() -> None:
+    polars = pytest.importorskip("polars")
+
+    def lazy(n: int) -> Any:
+        return polars.DataFrame({"a": [n] * 5000}).lazy()
+
+    def height(lazy: Any) -> int:
+        return len(lazy.collect())
+
+    pipeline = Pipeline(Step(lazy, cache=True), Step(height, cache=True))
+    for statuses in ("lazy ran, height ran", "lazy cached, height ran"):
+        run = pipeline.run("lazy", "height", n=3)
+        assert (get_statuses(run), run["height"]) == (statuses, 5000)
+        assert run["lazy"].collect()["a"][0] == 3
+        reason = "no fingerprint: value of step lazy -> polars.lazyframe.frame.LazyFrame"
+        assert run.steps["height"].reason == reason
+
+
+def test_equal_values_share_a_file_and_a_lost_one_is_made_again_by_either_step() -> None:
+    def first() -> str:
+        return "x" * 9999
+
+    def second() -> str:
+        return "".join(["x"] * 9999)
+
+    pipeline = Pipeline(Step(first, cache=True), Step(second, cache=True))
+    pipeline.run()
+    (path,) = list_values(pipeline.store)
+    pipeline.store.clear("first")
+    assert not path.exists()
+    statuses = [get_statuses(pipeline.run("second", "first")) for _ in range(2)]
+    assert statuses == ["second ran, first ran", "second cached, first cached"]
+    assert list_values(pipeline.store) == [path]
+
+
+def test_equal_values_with_unequal_bytes_do_not_overwrite_each_other() -> None:
+    """Padding of structured arrays does not count, so these have the same fingerprint."""
+    kind = np.dtype([("a", "i1"), ("b", "i8")], align=True)
+
+    def make(fill: int) -> Any:
+        array = np.full(1000 * kind.itemsize, fill, "u1").view(kind)
+        array["a"] = array["b"] = 1
+        return array
+
+    pipeline = Pipeline(
+        Step(lambda: make(0), name="zeros", cache=True),
+        Step(lambda: make(255), name="ones", cache=True),
+    )
+    pipeline.run()
+    run, texts = catch_warnings(lambda: pipeline.run("zeros", "ones"))
+    assert (run["zeros"] == run["ones"]).all()
+    assert (get_statuses(run), texts) == ("zeros cached, ones cached", [])
 
 
 # Disks
 
 
 @pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Mount a disk of one megabyte and put the store there."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no right to mount")
-    monkeypatch.setenv("DAGKIT_STORE", str(place / "store"))
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    monkeypatch.setenv("DAGKIT_STORE", str(folder / "store"))
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def blob(n: int) -> bytearray:
     return bytearray([n % 251]) * (n * 97)
 
 
-def test_on_a_full_disk_a_run_goes_on_with_one_warning(disk: Path) -> None:
-    made = Pipeline(Step(blob, cache=True))
-    right, said = warned(lambda: [made.run(n=n)["blob"] == blob(n) for n in range(0, 900, 9)])
-    assert right == [True] * 100
-    assert len(said) == 1
-    assert "No space left" in said[0]
-    assert os.listdir(disk / "store" / "tmp") == []
-    assert 2 < len(entries(made)) < 100
-    again = Pipeline(Step(blob, cache=True))
-    right, said = warned(lambda: [again.run(n=n)["blob"] == blob(n) for n in range(0, 900, 9)])
-    assert right == [True] * 100
-    assert len(said) == 1
+def test_on_a_full_disk_a_run_goes_on_with_one_warning_a_run(small_disk: Path) -> None:
+    for _ in range(2):
+        pipeline = Pipeline(Step(blob, cache=True, map="n"))
+        numbers = list(range(0, 900, 9))
+        run, texts = catch_warnings(functools.partial(pipeline.run, n=numbers))
+        assert run["blob"] == [blob(n) for n in numbers]
+        assert len(texts) == 1
+        assert "No space left" in texts[0]
+        assert os.listdir(small_disk / "store" / "tmp") == []
+        assert 2 < len(list_entries(pipeline.store)) < 100
 
 
-def test_on_a_read_only_disk_what_is_there_is_used(disk: Path, kept: Pipeline) -> None:
-    kept.run("squares", n=4)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    made = Pipeline(squares, biggest)
-    run, said = warned(lambda: made.run(n=4))
-    assert (went(run), run["biggest"]) == ("squares cached, biggest ran", 9)
-    assert len(said) == 1
-    assert "Read-only" in said[0]
-    assert (made.store.prune(max_bytes=0), made.store.clear()) == (0, 0)
+def test_on_a_read_only_disk_what_is_there_is_used(small_disk: Path, cubed: Pipeline) -> None:
+    cubed.run("cubes", n=4)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    pipeline = make_cubes()
+    (statuses, value), texts = catch_warnings(lambda: run_cubed(pipeline))
+    assert (statuses, value) == ("cubes cached, top ran", 27)
+    assert len(texts) == 1
+    assert "Read-only" in texts[0]
+    assert (pipeline.store.prune(max_bytes=0), pipeline.store.clear()) == (0, 0)
 
 
-def test_prune_of_a_damaged_entry_on_a_read_only_disk(disk: Path, kept: Pipeline) -> None:
-    kept.run("squares", n=4)
-    entries(kept)[0].write_bytes(b"damaged")
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert kept.store.prune(max_bytes=0) == 0
-
-
-@pytest.mark.parametrize("call", ["open", "mkdir", "replace"])
+@pytest.mark.parametrize("call", ["open", "mkdir", "replace", "write", "utime", "lstat", "stat"])
 def test_whatever_call_the_disk_refuses_the_value_is_right(
-    call: str, kept: Pipeline, monkeypatch: pytest.MonkeyPatch
+    call: str, cubed: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(os, call)
-    for at in range(12):
-        shutil.rmtree(kept.store.path, ignore_errors=True)
-        calls = itertools.count()
+    real_function = getattr(os, call)
+    for position in range(14):
+        shutil.rmtree(cubed.store.path, ignore_errors=True)
+        counter = itertools.count()
 
-        def fake(*args: Any, at: int = at, calls: Any = calls, **more: Any) -> Any:
-            if next(calls) == at:
+        def refuse(*args: Any, position: int = position, counter: Any = counter, **kw: Any) -> Any:
+            is_ours = "store" in str(args[0]) or call == "write"
+            if is_ours and next(counter) == position:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return real(*args, **more)
+            return real_function(*args, **kw)
 
-        made = Pipeline(squares, biggest)
+        pipeline = make_cubes()
         with monkeypatch.context() as patch:
-            patch.setattr(os, call, fake)
-            value, said = warned(lambda made=made: made.run(n=4)["biggest"])  # type: ignore[misc]
-        assert (value, len(said) <= 1) == (9, True)
-        tmp = Path(made.store.path, "tmp")
-        assert not tmp.exists() or os.listdir(tmp) == []
-        assert warned(lambda made=made: made.run(n=4)["biggest"]) == (9, [])  # type: ignore[misc]
+            patch.setattr(os, call, refuse)
+            (_, value), texts = catch_warnings(functools.partial(run_cubed, pipeline))
+        assert (value, len(texts) <= 2) == (27, True)
+        temporary_folder = Path(pipeline.store.path, "tmp")
+        assert not temporary_folder.exists() or os.listdir(temporary_folder) == []
+        (_, value), texts = catch_warnings(functools.partial(run_cubed, pipeline))
+        assert (value, texts) == (27, [])
+
+
+def test_a_lack_of_file_handles_deletes_nothing(
+    cubed: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cubed.run(n=4)
+    paths = list_entries(cubed.store)
+    real_open = os.open
+
+    def refuse(path: Any, *args: Any, **kw: Any) -> Any:
+        if str(path).endswith(tuple(p.name for p in paths)):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real_open(path, *args, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        _, texts = catch_warnings(lambda: make_cubes().plan(n=4))
+    assert len(texts) == 1
+    assert "Too many open files" in texts[0]
+    assert list_entries(cubed.store) == paths
 
 
 def test_a_store_that_vanishes_in_mid_run_is_made_anew() -> None:
     @step(cache=True)
-    def vandal(squares: list[int]) -> int:
+    def vandal(cubes: list[int]) -> int:
         shutil.rmtree(os.environ["DAGKIT_STORE"])
-        return len(squares)
+        return len(cubes)
 
-    made = Pipeline(squares, vandal, biggest)
-    run, said = warned(lambda: made.run(n=4))
-    values, more = warned(lambda: (run["vandal"], run["biggest"], run["squares"]))
-    assert values == (4, 9, [0, 1, 4, 9])
-    assert len(said + more) <= 1
-    assert warned(lambda: made.run("biggest", n=4)["biggest"]) == (9, [])
-
-
-# In place
+    pipeline = Pipeline(cubes, vandal, top)
+    run, texts = catch_warnings(lambda: pipeline.run("cubes", "vandal", "top", n=4))
+    values, more_texts = catch_warnings(lambda: (run["vandal"], run["top"], run["cubes"]))
+    assert values == (4, 27, [0, 1, 8, 27])
+    assert len(texts + more_texts) <= 1
+    assert catch_warnings(lambda: pipeline.run("top", n=4)["top"]) == (27, [])
+    assert Path(pipeline.store.path, "CACHEDIR.TAG").exists()
 
 
-def test_cold_and_warm_runs_agree_when_a_step_changes_its_argument() -> None:
-    def given() -> list[list[int]]:
-        return [[1], [2]]
-
-    def change(rows: list[list[int]]) -> int:
-        rows[0].append(5)
-        rows.append([3])
-        return sum(map(sum, rows))
-
-    def look(rows: list[list[int]], change: int) -> list[list[int]]:
-        return [*rows]
-
-    def both() -> tuple[list[list[int]], list[list[int]]]:
-        return given(), given()
-
-    for cached in itertools.product([True, False], [True], [True, False]):
-        one, two, three = cached
-        makers = [
-            ([Step(given, name="rows", cache=one)], {}),
-            ([Step(both, cache=one, outputs=("rows", "rest"))], {}),
-            ([], {"rows": given()}),
-        ]
-        for maker, inputs in makers:
-            seen = []
-            shutil.rmtree(os.environ["DAGKIT_STORE"], ignore_errors=True)
-            for _ in range(3):
-                made = Pipeline(maker, Step(change, cache=two), Step(look, cache=three))
-                run = made.run("change", "look", **copy.deepcopy(inputs))
-                seen.append((run["change"], run["look"]))
-            assert seen == [(11, given())] * 3
-
-
-def test_objects_inside_a_frame_are_ones_own_too() -> None:
-    @step
-    def frame() -> pd.DataFrame:
-        return pd.DataFrame({"a": [[1], [2]]})
-
-    @step(cache=True)
-    def change(frame: pd.DataFrame) -> int:
-        frame["a"][0].append(5)
-        return 0
-
-    @step
-    def look(frame: pd.DataFrame, change: int) -> Any:
-        return frame["a"][0]
-
-    made = Pipeline(frame, change, look)
-    assert [made.run("look")["look"] for _ in range(2)] == [[1], [1]]
-
-
-def test_a_retried_step_gets_its_arguments_as_they_were(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TRIES", "2")
-
-    @step
-    def rows() -> list[int]:
-        return [1]
-
-    @step(cache=True, retries=1)
-    def grow(rows: list[int]) -> list[int]:
-        rows.append(2)
-        fails_once()
-        return rows
-
-    assert Pipeline(rows, grow).run("grow")["grow"] == [1, 2]
-
-
-def test_a_file_that_changed_since_it_was_fingerprinted_keeps_nothing(tmp_path: Path) -> None:
-    """The step before has changed it: what the next one made of it is not of the old content."""
-    file = tmp_path / "file"
-    file.write_text("old")
-
-    @step(cache=True)
-    def first(path: Path) -> str:
-        path.write_text("new")
-        return "done"
-
-    @step(cache=True)
-    def second(path: Path, first: str) -> str:
-        return path.read_text()
-
-    assert Pipeline(first, second).run("second", path=file)["second"] == "new"
-    file.write_text("old")
-    made = Pipeline(Step(lambda: "done", name="first"), second)
-    assert made.plan("second", path=file, first="done")["second"].status != "fresh"
-    assert made.run("second", path=file, first="done")["second"] == "old"
-
-
-def test_a_try_whose_argument_has_lost_its_fingerprint_keeps_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """While it waited, another step has put something into it that has none."""
-    monkeypatch.setenv("TRIES", "2")
-
-    @step
-    def rows() -> list[Any]:
-        return [1]
-
-    @step(cache=True, retries=1, retry_delay=0.05)
-    def size(rows: list[Any]) -> int:
-        fails_once()
-        return len(rows)
-
-    @step
-    def spoil(rows: list[Any]) -> None:
-        rows.append(threading.Lock())
-
-    made = Pipeline(rows, size, spoil)
-    assert made.run("size", "spoil")["size"] == 2
-    assert entries(made) == []
-
-
-def test_what_others_do_while_a_step_waits_for_its_next_try_is_not_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TRIES", "2")
-
-    @step
-    def rows() -> list[int]:
-        return [1]
-
-    @step(cache=True, retries=1, retry_delay=0.05)
-    def size(rows: list[int]) -> int:
-        fails_once()
-        return len(rows)
-
-    @step
-    def grow(rows: list[int]) -> int:
-        rows.append(2)
-        return 0
-
-    Pipeline(rows, size, grow).run()
-    monkeypatch.setenv("TRIES", "1")
-    assert Pipeline(rows, size).run()["size"] == 1
-
-
-def test_what_an_async_step_changes_is_seen_by_the_key(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    @step
-    def rows() -> list[int]:
-        return [1]
-
-    @step
-    async def grow(rows: list[int]) -> int:
-        await asyncio.sleep(0.05)
-        rows.extend(map(int, os.environ["MORE"]))
-        return 0
-
-    @step(cache=True)
-    def first(rows: list[int]) -> int:
-        return 0
-
-    @step(cache=True)
-    def size(rows: list[int], grow: int) -> int:
-        return len(rows)
-
-    made = Pipeline(rows, grow, first, size)
-    for more in ("2", "2", ""):
-        monkeypatch.setenv("MORE", more)
-        assert made.run("first", "size")["size"] == 1 + len(more)
-
-
-def test_a_step_with_outputs_gives_the_same_whole_cached_or_not() -> None:
-    def pair() -> dict[str, int]:
-        return {"y": 1, "x": 2}
-
-    wholes = [
-        Pipeline(Step(pair, outputs=("x", "y"), cache=cache)).run()["pair"]
-        for cache in (False, True, True)
-    ]
-    assert wholes[0] == wholes[1] == wholes[2]
-
-
-def test_strict_names_the_step_that_changes_its_argument() -> None:
-    def grow(rows: list[int], by: int = 1) -> int:
-        rows.append(by)
-        return by
-
-    made = Pipeline(Step(grow, cache=True, retries=3), strict=True)
-    with pytest.raises(MutationError) as caught:
-        made.run(rows=[1])
-    assert str(caught.value) == (
-        "step 'grow' changed its argument 'rows' in place\n"
-        f"  grow(rows, by=1) at {at(grow)}\n"
-        "  change a copy and return that"
-    )
-    assert (caught.value.step, caught.value.name) == ("grow", "rows")
-    assert Pipeline(grow).run(rows=[1])["grow"] == 1
-    assert Pipeline(biggest, squares, strict=True).run(n=3)["biggest"] == 4
-
-
-def test_strict_sees_what_an_async_step_changes() -> None:
-    async def grow(rows: list[int]) -> None:
-        rows.append(1)
-
-    with pytest.raises(MutationError):
-        Pipeline(grow, strict=True).run(rows=[1])
-
-
-# Files
-
-
-def test_a_file_that_changes_while_a_step_reads_it_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "in.txt"
-    path.write_text("old")
-
-    @step(cache=True)
-    def text(path: Path) -> str:
-        if os.environ.get("EDIT"):
-            path.write_text(os.environ["EDIT"])
-        return path.read_text()
-
-    made = Pipeline(text)
-    monkeypatch.setenv("EDIT", "new")
-    assert made.run(path=path)["text"] == "new"
-    monkeypatch.delenv("EDIT")
-    path.write_text("old")
-    assert made.run(path=path)["text"] == "old"
-    assert went(made.run(path=path)) == "text cached"
-
-
-def test_a_file_that_becomes_a_pipe_while_a_step_reads_it(tmp_path: Path) -> None:
-    path = tmp_path / "in.txt"
-    path.write_text("old")
-
-    @step(cache=True)
-    def text(path: Path) -> int:
+@pytest.mark.parametrize("name", ["entries", "values", "tmp", "locks", "CACHEDIR.TAG"])
+def test_what_somebody_deletes_from_a_store_is_made_anew(cubed: Pipeline, name: str) -> None:
+    text = Step(lambda cubes: "x" * 9999, name="text", cache=True)
+    pipeline = Pipeline(cubes, top, text)
+    pipeline.run(n=4)
+    path = Path(pipeline.store.path, name)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
         path.unlink()
-        os.mkfifo(path)
-        return 1
-
-    assert Pipeline(text).run(path=path)["text"] == 1
-
-
-def test_a_path_as_a_result_counts_by_the_content_of_its_file(tmp_path: Path) -> None:
-    out = str(tmp_path / "out.txt")
-
-    @step(cache=True)
-    def report(n: int) -> Path:
-        Path(out).write_text("x" * n)
-        return Path(out)
-
-    @step(cache=True)
-    def size(report: Path) -> int:
-        return len(report.read_text())
-
-    made = Pipeline(report, size)
-    assert went(made.run(n=3)) == "report ran, size ran"
-    assert went(made.run(n=3)) == "report cached, size cached"
-    Path(out).write_text("y")
-    assert made.plan(n=3)["report"].reason == f"file {out} changed"
-    run = made.run(n=3)
-    assert (went(run), run["size"]) == ("report ran, size cached", 3)
-    Path(out).unlink()
-    assert made.run(n=3)["size"] == 3
-    assert Path(out).read_text() == "xxx"
-
-
-def test_a_result_file_that_changes_while_a_step_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = str(tmp_path / "out.txt")
-
-    @step(cache=True)
-    def report() -> Path:
-        Path(out).write_text("right")
-        return Path(out)
-
-    @step(cache=True)
-    def text(report: Path) -> str:
-        if os.environ.get("EDIT"):
-            report.write_text(os.environ["EDIT"])
-        return report.read_text()
-
-    made = Pipeline(report, text)
-    monkeypatch.setenv("EDIT", "wrong")
-    made.run()
-    monkeypatch.delenv("EDIT")
-    assert made.run()["text"] == "right"
-    assert Path(out).read_text() == "right"
-
-
-def test_a_store_inside_a_folder_is_no_content_of_it(tmp_path: Path) -> None:
-    """Such as the folder of the project: else each run would change its own input."""
-
-    @step(cache=True)
-    def texts(path: Path) -> int:
-        return len([*path.glob("*.txt")])
-
-    made = Pipeline(texts, store=tmp_path / "in" / ".dagkit")
-    write(tmp_path / "in", {"a.txt": "a"})
-    assert [went(made.run(path=tmp_path / "in")) for _ in range(2)] == ["texts ran", "texts cached"]
-    write(tmp_path / "in", {"b.txt": "b"})
-    assert made.run(path=tmp_path / "in")["texts"] == 2
-
-
-@pytest.mark.parametrize("looked", ["before the run", "by an earlier step"])
-def test_a_file_that_an_earlier_step_of_the_run_writes_counts_as_written(
-    tmp_path: Path, looked: str
-) -> None:
-    """Also if the run has already fingerprinted the path, for its record or another step."""
-
-    def made(text: str) -> Pipeline:
-        @step(cache=True)
-        def size(path: Path) -> int:
-            return 1
-
-        @step(cache=True)
-        def download(out: str, size: int = 0) -> None:
-            Path(out).write_text(text)
-
-        @step(cache=True)
-        def parsed(path: Path, download: None) -> str:
-            return path.read_text()
-
-        return Pipeline(download, parsed, *[size] * (looked == "by an earlier step"))
-
-    path = tmp_path / "in.txt"
-    for text in ("old", "new"):
-        for _ in range(2):
-            assert made(text).run(path=path, out=str(path))["parsed"] == text
-
-
-def test_files_in_a_list_of_a_map_that_change_while_a_step_reads_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each element is a value of its own, and all their files are looked at again."""
-    file = tmp_path / "in.txt"
-    file.write_text("old")
-
-    @step(cache=True, map="n")
-    def paths(n: int) -> Path:
-        return file
-
-    @step(cache=True)
-    def texts(paths: list[Path]) -> list[str]:
-        if os.environ.get("EDIT"):
-            file.write_text(os.environ["EDIT"])
-        return [path.read_text() for path in paths]
-
-    made = Pipeline(paths, texts)
-    monkeypatch.setenv("EDIT", "new")
-    assert made.run(n=[1, 2])["texts"] == ["new"] * 2
-    monkeypatch.delenv("EDIT")
-    file.write_text("old")
-    assert made.run(n=[1, 2])["texts"] == ["old"] * 2
-    assert went(made.run(n=[1, 2])) == "paths cached, texts cached"
-
-
-def test_a_run_cannot_begin_again_with_an_input_that_a_step_has_changed() -> None:
-    """What is made of it now is no value of what was given; the next run does not come to that."""
-
-    def total(rows: list[int]) -> int:
-        return sum(rows)
-
-    def grow(rows: list[int]) -> None:
-        rows.append(100)
-
-    def report(total: int, grow: None) -> int:
-        return total
-
-    made = Pipeline(Step(total, cache=True), grow, Step(report, cache=True))
-    assert made.run("report", rows=[1, 2])["report"] == 3
-    made.store.clear("report")
-    made.store.prune(max_bytes=0)
-    with pytest.raises(MutationError, match="changed the input 'rows' in place"):
-        made.run("report", rows=[1, 2])
-    assert made.run("report", rows=[1, 2])["report"] == 3
-
-
-def test_a_file_that_changes_while_another_process_has_the_lock(tmp_path: Path) -> None:
-    path = tmp_path / "in.txt"
-    path.write_text("old")
-
-    @step(cache=True)
-    def text(path: Path) -> str:
-        return path.read_text()
-
-    made = Pipeline(text)
-    made.run(path=path)
-    (entry,) = entries(made)
-    entry.unlink()
-    lock = made.store._lock(entry.name)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(made.run, path=path)
-        time.sleep(0.1)
-        path.write_text("new")
-        made.store._unlock(entry.name, lock)
-        assert waiting.result()["text"] == "new"
-    path.write_text("old")
-    assert made.run(path=path)["text"] == "old"
+    for status in ("ran", "cached"):
+        run, texts = catch_warnings(lambda: pipeline.run("top", "text", n=5))
+        assert (run["top"], run["text"], texts) == (64, "x" * 9999, [])
+        assert get_statuses(run) == f"cubes {status}, top {status}, text {status}"
 
 
 # Processes
-
-
-def start(code: str, **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(HERE), **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def age(path: Path, seconds: float) -> None:
-    os.utime(path, (time.time() - seconds,) * 2)
-
 
 WRITER = """
 import os, random, sys, time, warnings
 from dagkit import Pipeline, Step, Store
 warnings.simplefilter("error")
 def blob(n): return [bytearray([n]) * [10, 5000, 70_000, 3_000_000][n % 4], n]
-def right(value, n): return value == blob(n)
-made = Pipeline(Step(blob, cache=True))
+pipeline = Pipeline(Step(blob, cache=True))
 """
 
 
-def test_kill_9_at_any_instant_leaves_no_torn_entry_and_no_lock() -> None:
+@pytest.mark.slow
+def test_kill_9_at_any_instant_leaves_no_torn_value_and_no_lock() -> None:
     code = WRITER + 'print("ready", flush=True)\nfor i in range(10**9):\n'
-    code += "    made.store.clear() if i % 9 == 0 else made.run(n=i % 8)['blob']\n"
+    code += "    if i % 9 == 0: pipeline.store.clear()\n"
+    code += "    pipeline.run(n=i % 8)['blob']\n"
     check = WRITER + "import signal; signal.alarm(30)\n"
-    check += "print(all(right(made.run(n=n)['blob'], n) for n in range(8)))\n"
-    rng = random.Random(1)
+    check += "print(all(pipeline.run(n=n)['blob'] == blob(n) for n in range(8)))\n"
+    generator = random.Random(1)
     for _ in range(4):
         for _ in range(4):
-            with start(code) as child:
+            with spawn_python(code) as child:
                 assert child.stdout is not None
                 child.stdout.readline()
-                time.sleep(rng.random() * 0.1)
+                time.sleep(generator.random() * 0.1)
                 child.kill()
         assert run_python(check) == "True\n"
-    tmp = Path(os.environ["DAGKIT_STORE"], "tmp")
-    (tmp / ("a" * 64)).write_text("left behind by a killed process")
-    for path in tmp.iterdir():
-        age(path, 10**6)
+    folder = Path(os.environ["DAGKIT_STORE"], "tmp")
+    (folder / ("a" * 64)).write_text("left behind by a killed process")
+    for path in folder.iterdir():
+        set_age(path, 100_000)
     Store().prune()
-    assert os.listdir(tmp) == []
+    assert os.listdir(folder) == []
 
 
-def test_a_store_that_another_process_is_just_making_is_used(kept: Pipeline) -> None:
-    for name in ("tmp", "entries", "locks"):
-        Path(kept.store.path, name).mkdir(parents=True)
-    Path(kept.store.path).chmod(0o700)
-    assert warned(lambda: [went(kept.run(n=3)) for _ in range(2)]) == (
-        ["squares ran, biggest ran", "squares cached, biggest cached"],
-        [],
-    )
+def test_a_temporary_file_that_may_still_be_written_is_not_pruned(cubed: Pipeline) -> None:
+    cubed.run(n=4)
+    path = Path(cubed.store.path, "tmp", "a" * 64)
+    path.touch()
+    cubed.store.prune(max_bytes=0)
+    cubed.store.clear()
+    assert path.exists()
 
 
+def test_a_store_that_another_process_is_just_making_is_used(cubed: Pipeline) -> None:
+    for name in ("tmp", "entries"):
+        Path(cubed.store.path, name).mkdir(parents=True)
+    Path(cubed.store.path).chmod(0o700)
+    statuses, texts = catch_warnings(lambda: [run_cubed(cubed)[0] for _ in range(2)])
+    assert (statuses, texts) == ([RAN, CACHED], [])
+
+
+@pytest.mark.slow
 def test_eight_processes_hammer_one_store() -> None:
     code = (
         WRITER
         + """
-rng, until, done = random.Random(int(os.environ["SEED"])), time.time() + 4, 0
-while time.time() < until:
-    n = rng.randrange(20)
+generator = random.Random(int(os.environ["SEED"]))
+end = time.time() + 4
+count = 0
+while time.time() < end:
+    n = generator.randrange(20)
     value = Pipeline(Step(blob, cache=True)).run(n=n)["blob"]
-    assert right(value, n), n
+    assert value == blob(n), n
     value[0][0] ^= 1
-    made.plan(n=n)
-    chance, done = rng.random(), done + 1
-    if chance < 0.03: made.store.prune(max_bytes=rng.randrange(10**7))
-    elif chance < 0.05: made.store.clear("blob")
-    elif chance < 0.1: made.store.size()
-print(done)
+    pipeline.plan(n=n)
+    chance = generator.random()
+    if chance < 0.03: pipeline.store.prune(max_bytes=generator.randrange(10**7))
+    elif chance < 0.05: pipeline.store.clear("blob")
+    elif chance < 0.1: pipeline.store.size()
+    count += 1
+print(count)
 """
     )
-    # Between a look and a load others may remove the entry: a value is computed again, with words.
-    code = code.replace('"error"', '"ignore"')
-    several = [start(code, SEED=str(seed)) for seed in range(8)]
-    for child in several:
-        out, err = child.communicate(timeout=60)
-        assert child.returncode == 0, err
-        assert int(out) > 0
-    top = Path(os.environ["DAGKIT_STORE"])
-    assert (os.listdir(top / "tmp"), os.listdir(top / "locks")) == ([], [])
+    children = [spawn_python(code, SEED=str(seed)) for seed in range(8)]
+    for child in children:
+        output, error = child.communicate(timeout=60)
+        assert child.returncode == 0, error
+        assert int(output) > 0
+    assert os.listdir(Path(os.environ["DAGKIT_STORE"], "tmp")) == []
 
 
-ONCE = """
-import os, time
-from dagkit import Pipeline, Step
-def slow(n):
-    with open(os.environ["LOG"], "a") as log: log.write("x")
-    print("inside", flush=True)
-    time.sleep(float(os.environ["SLEEP"]))
-    return n
-made = Pipeline(Step(slow, cache=True))
-"""
+def test_a_value_is_whole_though_another_process_prunes_it_while_it_is_loaded() -> None:
+    pipeline = Pipeline(Step(lambda: np.arange(5_000_000), name="numbers", cache=True))
+    pipeline.run()
+    numbers = pipeline.run()["numbers"]
+    pipeline.store.clear()
+    assert (numbers == np.arange(5_000_000)).all()
 
 
-def test_what_another_process_or_thread_computes_is_waited_for(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    code = (
-        ONCE
-        + """
-from concurrent.futures import ThreadPoolExecutor
-with ThreadPoolExecutor(3) as pool:
-    print([run.result()["slow"] for run in [pool.submit(made.run, n=7) for _ in range(3)]])
-"""
-    )
-    several = [start(code, LOG=str(log), SLEEP="1") for _ in range(4)]
-    for child in several:
-        out, err = child.communicate(timeout=60)
-        assert out.endswith("[7, 7, 7]\n"), err
-    assert log.read_text() == "x"
+# Clearing and pruning
 
 
-@pytest.mark.parametrize("orphan", [False, True], ids=["alone", "with a forked child"])
-def test_the_lock_of_a_killed_process_hangs_nobody(tmp_path: Path, orphan: bool) -> None:
-    """Workers that a killed process has forked live on, with all the files it had open."""
-    log = str(tmp_path / "log")
-    fork = 'if os.environ["SLEEP"] == "60" and os.fork() == 0: time.sleep(9); os._exit(0)\n    '
-    code = ONCE.replace('print("inside"', fork * orphan + 'print("inside"')
-    child = start(code + "made.run(n=7)", LOG=log, SLEEP="60")
-    assert child.stdout is not None
-    child.stdout.readline()
-    child.kill()
-    child.wait()
-    child.stdout.close()
-    child.stderr.close()  # type: ignore[union-attr]
-    began = time.monotonic()
-    run_python(code + "assert made.run(n=7)['slow'] == 7", LOG=log, SLEEP="0")
-    assert time.monotonic() - began < 5
+def plant_files(store: Store) -> dict[Path, str]:
+    """Put files of others beside those of a store."""
+    root = Path(store.path)
+    paths = [root / "notes.txt", *(root / folder / "notes.txt" for folder in ("entries", "values"))]
+    for path in paths:
+        path.write_text("precious")
+        set_age(path, 10**6)
+    return {path: "precious" for path in paths}
 
 
-NESTED = """
-import asyncio, signal, sys
-from concurrent.futures import ThreadPoolExecutor
-from dagkit import Pipeline, Step
-signal.alarm(20)
-"""
-
-
-@pytest.mark.parametrize(
-    "steps",
-    [
-        "def two(): return 2\ntwo_ = two\n"
-        "def one(two): return Pipeline(Step(two_, cache=True)).run()['two'] - 1",
-        "async def two():\n    await asyncio.sleep(0.2)\n    return 2\n"
-        "async def one(): return Pipeline(Step(two, cache=True)).run()['two'] - 1",
-        "async def two():\n    await asyncio.sleep(0.2)\n    return 2\n"
-        "async def one():\n"
-        "    run = Pipeline(Step(two, cache=True)).run\n"
-        "    return (await asyncio.to_thread(run))['two'] - 1",
-    ],
-    ids=["plain", "async", "async with a thread"],
-)
-def test_a_pipeline_inside_a_step_does_not_deadlock(steps: str) -> None:
-    """Else the async one would wait for a step that waits for it."""
-    code = NESTED + steps + "\nmade = Pipeline(Step(one, cache=True), Step(two, cache=True))\n"
-    assert run_python(code + "print(made.run()['one'], made.run()['one'])") == "1 1\n"
-
-
-def test_a_step_that_runs_a_pipeline_is_reused(kept: Pipeline) -> None:
-    @step(cache=True)
-    def outer() -> int:
-        largest: int = kept.run("biggest", n=4)["biggest"]
-        return largest
-
-    made = Pipeline(outer)
-    assert [went(made.run()) for _ in range(2)] == ["outer ran", "outer cached"]
-
-
-class Node:
-    def __init__(self) -> None:
-        self.inner: list[Node] = []
-
-
-NODES = [Node() for _ in range(100)]
-for node in NODES:
-    node.inner = NODES[:3]
-
-
-def test_one_pipeline_in_many_threads_has_one_key_a_step() -> None:
-    @step(cache=True)
-    def count(n: int) -> int:
-        return len(NODES) + n
-
-    made = Pipeline(count)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(6) as pool:
-            assert {run["count"] for run in pool.map(lambda _: made.run(n=1), range(60))} == {101}
-    finally:
-        sys.setswitchinterval(interval)
-    assert len(entries(made)) == 1
-
-
-# Expiry, clearing, pruning
-
-
-def test_a_timedelta_is_how_long_a_result_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Pipeline(Step(lambda: 1, name="price", cache=timedelta(hours=1)))
-    assert [went(made.run()) for _ in range(2)] == ["price ran", "price cached"]
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3500)
-    assert went(made.run()) == "price cached"
-    monkeypatch.setattr(time, "time", lambda: now + 3700)
-    assert (made.plan()["price"].status, made.plan()["price"].reason) == ("stale", "expired")
-    assert [went(made.run()) for _ in range(2)] == ["price ran", "price cached"]
-
-
-def plant(made: Pipeline) -> dict[Path, str]:
-    """Put files of others into the folder of a store."""
-    top = Path(made.store.path)
-    names = ["note.txt", "entries/readme", "entries/ab/x.csv", "tmp/mine", "newest/n", "locks/l"]
-    planted = {top / name: f"precious {name}" for name in (*names, f"entries/ab/{'a' * 63}")}
-    for path, text in planted.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        age(path, 10**6)
-    return planted
-
-
-def test_clear_removes_the_entries_of_a_step_or_all_and_nothing_else(kept: Pipeline) -> None:
-    kept.run(n=3)
-    kept.run(n=4)
-    planted = plant(kept)
-    assert kept.store.clear("biggest") == 2
-    assert went(kept.run(n=3)) == "squares cached, biggest ran"
-    assert kept.store.clear("nothing") == 0
-    assert kept.store.clear() == 3
-    assert (kept.store.size(), kept.plan(n=3)["squares"].reason) == (0, "never ran")
+def test_clear_removes_the_results_of_a_step_or_all_and_nothing_else(cubed: Pipeline) -> None:
+    cubed.run(n=3)
+    cubed.run(n=4)
+    planted = plant_files(cubed.store)
+    assert cubed.store.clear("top") == 2
+    assert run_cubed(cubed, 3)[0] == "cubes cached, top ran"
+    assert cubed.store.clear("nothing") == 0
+    assert cubed.store.clear() == 3
+    assert (cubed.store.size(), cubed.plan(n=3)["cubes"].reason) == (0, "never ran")
     assert {path: path.read_text() for path in planted} == planted
 
 
-def test_prune_drops_payloads_and_what_lies_behind_them_is_reused() -> None:
+def test_clear_removes_large_values_too() -> None:
+    pipeline = Pipeline(Step(lambda: "x" * 9999, name="text", cache=True))
+    for step_name in (None, "text"):
+        pipeline.run()
+        assert pipeline.store.size() > 9999
+        assert (pipeline.store.clear(step_name), pipeline.store.size()) == (1, 0)
+
+
+def test_prune_deletes_the_least_recently_used_values_first() -> None:
     def numbers(n: int) -> bytearray:
         return bytearray(100_000 + n)
 
-    made = Pipeline(Step(numbers, cache=True), Step(lambda numbers: len(numbers), name="size",
-                                                    cache=True))  # fmt: skip
+    def length(numbers: bytearray) -> int:
+        return len(numbers)
+
+    pipeline = Pipeline(Step(numbers, cache=True), Step(length, cache=True))
     for n in range(4):
-        made.run(n=n)
-    planted = plant(made)
-    assert made.store.size() == sum(path.stat().st_size for path in entries(made)) > 400_000
-    by_size = [path for path in entries(made) if path.stat().st_size > 100_000]
-    for path in by_size:
-        age(path, 86400)
-    assert made.run("numbers", n=2)["numbers"] == bytearray(100_002)  # used just now
-    assert 190_000 < made.store.prune(max_bytes=210_000) < 310_000
-    assert made.store.size() <= 210_000
-    made.store.prune(older_than=timedelta(hours=12))
-    assert went(made.run("numbers", n=2)) == "numbers cached"  # the others are gone
-    assert sum(path.stat().st_size > 100_000 for path in entries(made)) == 1
-    run = made.run("size", n=0)
-    assert (went(run), run["size"]) == ("numbers cached, size cached", 100_000)
-    made.store.prune(max_bytes=0)
-    assert made.plan("numbers", n=0)["numbers"].reason == "payload pruned"
-    run, said = warned(lambda: made.run("numbers", n=0))
-    assert (went(run), run["numbers"], said) == ("numbers ran", bytearray(100_000), [])
+        pipeline.run(n=n)
+    planted = plant_files(pipeline.store)
+    files = list_entries(pipeline.store) + list_values(pipeline.store)
+    files = [path for path in files if path not in planted]
+    assert pipeline.store.size() == sum(path.stat().st_size for path in files) > 400_000
+    for path in files:
+        set_age(path, 86400)
+    assert pipeline.run("numbers", n=2)["numbers"] == bytearray(100_002)  # used just now
+    size = pipeline.store.size()
+    freed = pipeline.store.prune(max_bytes=210_000)
+    assert pipeline.store.size() == size - freed <= 210_000
+    assert get_statuses(pipeline.run("numbers", n=2)) == "numbers cached"
+    pipeline.store.prune(older_than=timedelta(hours=12))
+    assert get_statuses(pipeline.run("numbers", n=2)) == "numbers cached"  # the others are gone
+    assert 100_000 < pipeline.store.size() < 110_000
+    pipeline.store.prune(older_than=0)
+    run, texts = catch_warnings(lambda: pipeline.run("numbers", n=2))
+    assert (get_statuses(run), run["numbers"], texts) == ("numbers ran", bytearray(100_002), [])
     assert {path: path.read_text() for path in planted} == planted
 
 
-def test_a_pruned_value_that_a_step_needs_is_computed_again(kept: Pipeline) -> None:
-    @step(cache=True)
-    def total(squares: list[int], by: int) -> int:
-        return sum(squares) * by
+def test_a_step_whose_own_value_is_there_does_not_need_pruned_values_above() -> None:
+    def text(n: int) -> str:
+        return "x" * n
 
-    made = Pipeline(squares, total)
-    made.run(n=3, by=1)
-    made.store.prune(max_bytes=0)
-    run, said = warned(lambda: made.run("total", n=3, by=2))
-    assert (run["total"], went(run), said) == (10, "squares ran, total ran", [])
+    def size(text: str) -> int:
+        return len(text)
 
-
-def test_the_default_place_is_the_environments(tmp_path: Path) -> None:
-    code = "import dagkit; print(dagkit.Pipeline({'f': len}).store.path)"
-    assert run_python(code, DAGKIT_STORE="~/there") == f"{os.environ['HOME']}/there\n"
-    code = f"import os; os.chdir({str(tmp_path)!r}); {code}"
-    assert run_python(code, DAGKIT_STORE="") == f"{tmp_path}/.dagkit\n"
+    pipeline = Pipeline(Step(text, cache=True), Step(size, cache=True))
+    pipeline.run(n=9999)
+    for path in list_values(pipeline.store):
+        path.unlink()
+    assert pipeline.plan("text", n=9999)["text"].status == "stale"
+    run, texts = catch_warnings(lambda: pipeline.run("size", n=9999))
+    assert (run["size"], run.steps["size"].status, texts) == (9999, "cached", [])
 
 
-def test_the_folder_is_made_when_the_first_value_is_kept(kept: Pipeline) -> None:
-    kept.plan(n=1)
-    assert (kept.store.size(), kept.store.clear(), kept.store.prune(max_bytes=0)) == (0, 0, 0)
-    assert not Path(kept.store.path).exists()
-    old = os.umask(0)
+def test_prune_without_limits_and_on_an_empty_store_deletes_nothing(cubed: Pipeline) -> None:
+    assert (cubed.store.prune(), cubed.store.prune(max_bytes=0)) == (0, 0)
+    cubed.run(n=4)
+    assert (cubed.store.prune(), cubed.store.prune(max_bytes=10**9)) == (0, 0)
+    limit: Any = np.int64(10**9)
+    assert cubed.store.prune(max_bytes=limit, older_than=3600) == 0
+    assert run_cubed(cubed)[0] == CACHED
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (
+            "store.prune(max_bytes='1GB')",
+            TypeError,
+            "prune(max_bytes=) must be a number of bytes such as 10**9, not '1GB'",
+        ),
+        (
+            "store.prune(max_bytes=True)",
+            TypeError,
+            "prune(max_bytes=) must be a number of bytes such as 10**9, not True",
+        ),
+        (
+            "store.prune(max_bytes=-1)",
+            ValueError,
+            "prune(max_bytes=) must not be negative, not -1",
+        ),
+        (
+            "store.prune(older_than='1 day')",
+            TypeError,
+            "prune(older_than=) must be a timedelta or a number of seconds, not '1 day'",
+        ),
+        (
+            "store.prune(older_than=timedelta(-1))",
+            ValueError,
+            "prune(older_than=) must not be negative, not -86400.0",
+        ),
+        (
+            "store.prune(older_than=float('nan'))",
+            ValueError,
+            "prune(older_than=) must not be negative, not nan",
+        ),
+        ("store.clear(5)", TypeError, "clear(step=) must be the name of a step, not 5"),
+        ("Store(5)", StepError, "a store needs the path of a folder, not 5"),
+        ("Store('')", StepError, "a store needs the path of a folder, not ''"),
+        ("Store(b'x')", StepError, "a store needs the path of a folder, not b'x'"),
+        ("Store('a\\0b')", StepError, "a store needs the path of a folder, not 'a\\x00b'"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_says_what_was_expected(
+    cubed: Pipeline, call: str, kind: type[Exception], text: str
+) -> None:
+    cubed.run(n=4)
+    with pytest.raises(kind) as caught:
+        eval(call, {**globals(), "store": cubed.store})
+    assert str(caught.value) == text
+    assert run_cubed(cubed)[0] == CACHED
+
+
+# The folder
+
+
+def test_the_default_folder_is_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGKIT_STORE", "~/there")
+    assert make_cubes().store.path == f"{os.environ['HOME']}/there"
+    monkeypatch.setenv("DAGKIT_STORE", "")
+    assert make_cubes().store.path == Store().path == f"{tmp_path}/.dagkit"
+    assert Store(Path("here")).path == f"{tmp_path}/here"
+    assert repr(Store("here")) == f"Store('{tmp_path}/here')"
+
+
+def test_the_folder_is_made_when_the_first_value_is_stored_and_for_this_user_alone(
+    cubed: Pipeline,
+) -> None:
+    cubed.plan(n=1)
+    store = cubed.store
+    assert (store.size(), store.clear(), store.prune(max_bytes=0)) == (0, 0, 0)
+    assert list(cubed.history()) == []
+    assert not Path(store.path).exists()
+    umask = os.umask(0)
     try:
-        kept.run(n=2)
+        cubed.run(n=4)
+        Pipeline(Step(lambda: "x" * 9999, name="text", cache=True)).run()
     finally:
-        os.umask(old)
-    keys = Path(os.environ["HOME"], ".local/share/dagkit")
-    for top, _, names in [*os.walk(kept.store.path), *os.walk(keys)]:
-        assert stat.S_IMODE(os.stat(top).st_mode) == 0o700
+        os.umask(umask)
+    for folder, _, names in [*os.walk(store.path), *os.walk(get_key_path().parent)]:
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
         for name in names:
-            assert stat.S_IMODE(os.stat(os.path.join(top, name)).st_mode) == 0o600
-    assert Path(kept.store.path, ".gitignore").read_text() == "*\n"
-    assert Path(kept.store.path, "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d")
+            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600
+    assert Path(store.path, ".gitignore").read_text() == "*\n"
+    assert Path(store.path, "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d")
+
+
+def test_an_empty_folder_of_the_user_becomes_a_store(cubed: Pipeline) -> None:
+    folder = Path(cubed.store.path)
+    folder.mkdir()
+    folder.chmod(0o775)
+    cubed.plan(n=4)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o775
+    statuses, texts = catch_warnings(lambda: [run_cubed(cubed)[0] for _ in range(2)])
+    assert (statuses, texts) == ([RAN, CACHED], [])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_store_may_lie_behind_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    pipeline = Pipeline(cubes, top, store=tmp_path / "link" / "store")
+    assert pipeline.store.path == f"{tmp_path}/real/store"
+    assert [run_cubed(pipeline)[0] for _ in range(2)] == [RAN, CACHED]
+
+
+@pytest.mark.parametrize("names", [("Model", "model"), ("ß", "ss"), ("x" * 200, "x" * 201)])
+def test_names_that_a_file_system_may_confuse_have_folders_of_their_own(
+    names: tuple[str, str],
+) -> None:
+    pipeline = Pipeline([Step(lambda n: n, name=name, cache=True) for name in names])
+    pipeline.run(n=1)
+    folders = {path.parent.name for path in list_entries(pipeline.store)}
+    assert len({folder.lower() for folder in folders}) == 2
+    assert all(len(folder) <= 100 and folder.isascii() for folder in folders)
+
+
+@pytest.mark.parametrize("name", ["aux", "Con", "lpt1", "größe", "名前"])
+def test_a_step_is_stored_under_a_name_that_each_system_allows(name: str) -> None:
+    pipeline = Pipeline(Step(lambda: 1, name=name, cache=True))
+    assert [get_statuses(pipeline.run()).split()[-1] for _ in range(2)] == ["ran", "cached"]
+    (path,) = list_entries(pipeline.store)
+    assert path.parent.name.isascii()
+    assert path.parent.name.lower() not in ("aux", "con", "lpt1")
+    assert pipeline.store.clear(name) == 1
+
+
+# Records
+
+
+def test_a_record_that_was_cut_short_harms_no_other(cubed: Pipeline) -> None:
+    for n in (1, 2, 3):
+        cubed.run(n=n)
+    path = Path(cubed.store.path, "runs.jsonl")
+    last_line = path.read_bytes().split(b"\n")[-1]
+    os.truncate(path, path.stat().st_size - len(last_line) + 30)
+    with path.open("ab") as file:
+        file.write(b"\n[1]\nnull\n{\xff}\n{")
+    cubed.run(n=9)
+    assert [record.inputs["n"] for record in cubed.history()] == [1, 2, 9]
+
+
+@pytest.mark.slow
+def test_records_of_many_processes_do_not_mix() -> None:
+    code = """
+        from dagkit import Pipeline, Store
+        def report(text): return len(text)
+        for i in range(50): Pipeline(report, store=Store()).run(text=str(i) * 3000)
+    """
+    children = [spawn_python(code) for _ in range(4)]
+    for child in children:
+        assert child.wait(60) == 0
+        child.communicate()
+    lines = Path(os.environ["DAGKIT_STORE"], "runs.jsonl").read_text().split()
+    assert len(list(map(json.loads, lines))) == 200
 
 
 # Safety
 
 
-@pytest.mark.parametrize("home", ["mine", "attackers"])
+@pytest.mark.parametrize("home", ["mine", pytest.param("attackers", marks=pytest.mark.slow)])
 def test_a_planted_pickle_never_runs(home: str, tmp_path: Path) -> None:
     """A cloned repository brings its store; only with the attacker's own key would it run."""
     victim = tmp_path / "victim"
@@ -2529,80 +3155,325 @@ def test_a_planted_pickle_never_runs(home: str, tmp_path: Path) -> None:
         class Evil:
             def __reduce__(self): return os.system, ("touch " + os.environ["VICTIM"],)
         def answer(): return Evil() if os.environ.get("EVIL") else 42
-        made = Pipeline(Step(answer, cache=True))
+        pipeline = Pipeline(Step(answer, cache=True))
         import warnings; warnings.simplefilter("ignore")
-        run = made.run()
+        run = pipeline.run()
         print(run["answer"] if not os.environ.get("EVIL") else "")
     """
-    attacker = str(tmp_path / "attacker")
+    environment = {"DAGKIT_STORE": str(tmp_path / "repository"), "VICTIM": str(victim)}
+    attackers_home = str(tmp_path / "attacker")
     planted = code.replace('print(run["answer"]', "print(0")
-    run_python(planted, EVIL="1", VICTIM=str(victim), HOME=attacker,
-               DAGKIT_STORE=str(tmp_path / "repository"))  # fmt: skip
-    shown = run_python(
-        code, DAGKIT_STORE=str(tmp_path / "repository"), VICTIM=str(victim),
-        HOME=attacker if home == "attackers" else str(tmp_path / "me"),
-    )  # fmt: skip
-    assert (shown == "42\n") == (home == "mine")
+    run_python(planted, None, EVIL="1", HOME=attackers_home, **environment)
+    victim.unlink(missing_ok=True)
+    my_home = attackers_home if home == "attackers" else str(tmp_path / "me")
+    output = run_python(code, None, HOME=my_home, **environment)
+    assert (output == "42\n") == (home == "mine")
     assert victim.exists() == (home == "attackers")
 
 
-def test_a_store_of_others_or_open_to_others_is_not_used(kept: Pipeline) -> None:
-    kept.run(n=3)
-    place = Path(kept.store.path)
+@pytest.mark.parametrize("size", [10, 9999], ids=["in the entry", "in a file"])
+def test_a_pickle_put_in_place_of_another_never_runs(size: int, tmp_path: Path) -> None:
+    pipeline = Pipeline(Step(lambda n: "x" * n, name="text", cache=True))
+    pipeline.run(n=size)
+    victim = tmp_path / "victim"
+    evil = f"cos\nsystem\n(S'touch {victim}'\ntR.".encode()
+    for path in list_entries(pipeline.store) + list_values(pipeline.store):
+        data = path.read_bytes()
+        position = max(data.find(b"\x80\x05"), 0)
+        path.write_bytes(data[:position] + evil + data[position + len(evil) :])
+    fresh = Pipeline(Step(lambda n: "x" * n, name="text", cache=True))
+    assert catch_warnings(lambda: fresh.run(n=size)["text"])[0] == "x" * size
+    assert not victim.exists()
 
-    def check(why: str) -> None:
-        before = sorted(place.rglob("*"))
-        made = Pipeline(squares, biggest)
-        value, said = warned(lambda: [made.run(n=n)["biggest"] for n in (3, 4)])
-        assert value == [4, 9]
-        assert said == [f"the store {place} is not used: {why}"]
-        assert (made.store.clear(), made.store.prune(max_bytes=0), made.store.size()) == (0, 0, 0)
-        assert sorted(place.rglob("*")) == before
+
+def test_a_store_of_others_or_open_to_others_is_not_used(cubed: Pipeline) -> None:
+    cubed.run(n=3)
+    folder = Path(cubed.store.path)
+
+    def check(reason: str) -> None:
+        tree = list_tree(folder)
+        pipeline = make_cubes()
+        values, texts = catch_warnings(lambda: [pipeline.run(n=3)["top"]])
+        assert values == [8]
+        assert texts == [f"the store {folder} is not used: {reason}"]
+        assert (pipeline.store.clear(), pipeline.store.prune(max_bytes=0)) == (0, 0)
+        assert pipeline.store.size() == 0
+        assert list_tree(folder) == tree
 
     for mode in (0o777, 0o770, 0o702):
-        place.chmod(mode)
-        check(f"others can write to it; if you trust it: chmod 700 {place}")
-    place.chmod(0o700)
+        folder.chmod(mode)
+        check(f"others can write to it; if you trust it: chmod 700 {folder}")
+    folder.chmod(0o700)
     if os.geteuid() == 0:
-        os.chown(place, 12345, -1)
+        os.chown(folder, 12345, -1)
         check("it belongs to user 12345; choose another: DAGKIT_STORE")
-        os.chown(place, 0, -1)
-    assert went(kept.run(n=3)) == "squares cached, biggest cached"
-    shutil.rmtree(place)
-    write(place, {"precious.csv": "x"})
+        os.chown(folder, 0, -1)
+    assert run_cubed(cubed, 3)[0] == CACHED
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "precious.csv").write_text("x")
     check("it holds other files; choose a new or an empty folder")
 
 
-def test_a_key_file_that_others_can_read_is_not_used(kept: Pipeline) -> None:
-    kept.run(n=3)
-    key = Path(os.environ["HOME"], ".local/share/dagkit/key")
-    for mode, why in (
-        (0o644, f"its key {key} is not yours alone: chmod 600 it, or delete it"),
-        (0o600, f"its key {key} is damaged: delete it"),
+def test_a_folder_that_is_opened_to_others_while_a_pipeline_lives_is_not_used(
+    cubed: Pipeline,
+) -> None:
+    cubed.run(n=3)
+    Path(cubed.store.path).chmod(0o777)
+    (statuses, _), texts = catch_warnings(lambda: run_cubed(cubed, 3))
+    assert (statuses, len(texts)) == (RAN, 1)
+    Path(cubed.store.path).chmod(0o700)
+    assert catch_warnings(lambda: run_cubed(cubed, 3)[0]) == (CACHED, [])
+
+
+@pytest.mark.parametrize("place", ["store", "parent", "entries", "values", "tmp"])
+@pytest.mark.parametrize("content", ["empty", "files"])
+def test_a_symbolic_link_that_appears_later_is_not_followed(
+    place: str, content: str, tmp_path: Path
+) -> None:
+    store = tmp_path / "parent" / "store"
+    pipeline = Pipeline(cubes, top, store=store)
+    pipeline.run(n=4)
+    foreign = tmp_path / "foreign"
+    (foreign / "store").mkdir(parents=True)
+    if content == "files":
+        (foreign / ("a" * 64)).write_text("precious")
+        (foreign / "store" / ("a" * 64)).write_text("precious")
+    foreign.chmod(0o755)
+    link = {"store": store, "parent": store.parent}.get(place, store / place)
+    link.rename(tmp_path / "moved")
+    link.symlink_to(foreign)
+    tree = list_tree(foreign)
+    for current in (pipeline, pickle.loads(pickle.dumps(pipeline.store)), make_cubes()):
+        if isinstance(current, Store):
+            current = Pipeline(cubes, top, store=current)
+        elif current is not pipeline:
+            if place in ("store", "parent"):
+                continue  # a new store may lie behind a link
+            current = Pipeline(cubes, top, store=store)
+        (_, value), texts = catch_warnings(functools.partial(run_cubed, current, 5))
+        assert value == 64
+        if place in ("store", "parent") or current is not pipeline:
+            assert len(texts) == 1
+            assert "symbolic link" in texts[0]
+            assert (current.store.clear(), current.store.prune(max_bytes=0)) == (0, 0)
+            assert list_tree(foreign) == tree
+    assert stat.S_IMODE(foreign.stat().st_mode) == 0o755
+
+
+def test_a_pickled_store_holds_no_key(cubed: Pipeline) -> None:
+    cubed.run(n=4)
+    text = pickle.dumps(cubed.store)
+    assert get_key_path().read_bytes() not in text
+    assert Pipeline(cubes, top, store=pickle.loads(text)).plan(n=4)["top"].status == "fresh"
+
+
+# The signing key
+
+
+def test_a_key_that_others_can_read_or_that_is_damaged_is_not_used(cubed: Pipeline) -> None:
+    cubed.run(n=3)
+    path = get_key_path()
+    tree = list_tree(Path(cubed.store.path))
+    damaged = (
+        f"the signing key {path} is damaged, so that no stored result can be checked; "
+        "delete it to get a new one, and results are computed again"
+    )
+    for mode, reason in (
+        (0o644, f"the signing key {path} is not yours alone: chmod 600 it, or delete it"),
+        (0o600, damaged),
     ):
-        key.chmod(mode)
-        made = Pipeline(squares, biggest)
-        value, said = warned(lambda made=made: made.run(n=3)["biggest"])  # type: ignore[misc]
-        assert (value, said) == (4, [f"the store {made.store.path} is not used: {why}"])
-        key.write_bytes(b"short")
+        path.chmod(mode)
+        pipeline = make_cubes()
+        (statuses, value), texts = catch_warnings(functools.partial(run_cubed, pipeline, 3))
+        assert (statuses, value) == (RAN, 8)
+        assert texts == [f"the store {pipeline.store.path} is not used: {reason}"]
+        assert list_tree(Path(cubed.store.path)) == tree
+        path.write_bytes(b"short")
 
 
-def test_the_key_in_the_environment_shares_a_store() -> None:
+@pytest.mark.parametrize("cause", ["lost", "other", "environment"])
+def test_results_of_another_key_are_one_warning_that_names_the_cause(
+    cause: str, cubed: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in (3, 4):
+        cubed.run(n=n)
+    path = get_key_path()
+    match cause:
+        case "lost":
+            path.unlink()
+            reason = f"the key {path} is newer than they are"
+        case "other":
+            path.write_bytes(os.urandom(32))
+            set_age(path, 3600)
+            reason = f"the key {path} is another key"
+        case "environment":
+            monkeypatch.setenv("DAGKIT_KEY", "of the team")
+            reason = "DAGKIT_KEY is another key"
+    pipeline = make_cubes()
+    statuses, texts = catch_warnings(lambda: [run_cubed(pipeline, n)[0] for n in (3, 4)])
+    assert statuses == [RAN, RAN]
+    assert texts == [
+        f"the store {pipeline.store.path} holds only results that your key has not signed: "
+        f"{reason}. They are ignored, and their steps run again"
+    ]
+    assert catch_warnings(lambda: run_cubed(make_cubes(), 3)) == ((CACHED, 8), [])
+
+
+def test_two_keys_share_a_store_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    for turn in range(4):
+        monkeypatch.setenv("DAGKIT_KEY", "ab"[turn % 2])
+        (statuses, _), texts = catch_warnings(lambda: run_cubed(make_cubes()))
+        assert statuses == (CACHED if turn >= 2 else RAN)
+        assert len(texts) == (turn == 1)
+    assert len(list_entries(make_cubes().store)) == 4
+    assert make_cubes().store.clear() == 4
+
+
+def test_the_key_in_the_environment_shares_a_store_and_needs_no_home_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for user, key, statuses in (("a", "team", RAN), ("b", "team", CACHED), ("c", "other", RAN)):
+        monkeypatch.setenv("HOME", f"/nonexistent/{user}")
+        monkeypatch.setenv("DAGKIT_KEY", key)
+        assert catch_warnings(lambda: run_cubed(make_cubes()))[0] == (statuses, 27)
+    assert not Path("/nonexistent").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["team", ""])
+def test_two_users_share_a_store_if_they_share_a_key(key: str, tmp_path: Path) -> None:
+    shutil.copy(HERE / "dagkit.py", tmp_path)
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for path in [tmp_path, *tmp_path.parents][:-1]:
+        path.chmod(path.stat().st_mode | 0o055)
     code = """
-        import os
-        os.environ["HOME"] += os.environ["WHO"]
-        import dagkit, warnings
-        warnings.simplefilter("ignore")
-        run = dagkit.Pipeline(dagkit.Step(lambda: 1, name="one", cache=True)).run()
-        print(run.steps["one"].status, os.path.exists(os.environ["HOME"]))
+        import os, sys, warnings
+        sys.path.insert(0, os.environ["CODE"])
+        import dagkit
+        step = dagkit.Step(lambda: "x" * 9999, name="text", cache=True)
+        dagkit.Pipeline(step, store=os.environ["CODE"] + "/own").run()  # imports what it needs
+        os.umask(0)
+        os.setgid(int(os.environ["WHO"])); os.setuid(int(os.environ["WHO"]))
+        os.environ["HOME"] = os.environ["CODE"]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = dagkit.Pipeline(step).run()
+            print(len(run["text"]), run.steps["text"].status, len(caught))
     """
-    assert run_python(code, WHO="a", DAGKIT_KEY="team") == "ran False\n"
-    assert run_python(code, WHO="b", DAGKIT_KEY="team") == "cached False\n"
-    assert run_python(code, WHO="c", DAGKIT_KEY="other") == "ran False\n"
+    environment = {"DAGKIT_STORE": str(folder), "DAGKIT_KEY": key, "CODE": str(tmp_path)}
+    outputs = [run_python(code, None, WHO=who, **environment) for who in ("12345", "12346")]
+    if key:
+        assert outputs == ["9999 ran 0\n", "9999 cached 0\n"]
+    else:
+        assert outputs == ["9999 ran 1\n", "9999 ran 1\n"]
+
+
+def test_without_a_home_folder_the_store_is_not_used(
+    cubed: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without a passwd entry
+    statuses, texts = catch_warnings(lambda: run_cubed(cubed)[0])
+    assert statuses == RAN
+    assert texts == [
+        f"the store {cubed.store.path} is not used: "
+        "there is no home folder for the signing key; set DAGKIT_KEY"
+    ]
+    assert not Path(cubed.store.path).exists()
+    assert not Path("~").exists()
+
+
+def test_a_key_that_cannot_be_made_is_one_warning(
+    cubed: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    statuses, texts = catch_warnings(lambda: run_cubed(cubed)[0])
+    assert (statuses, len(texts)) == (RAN, 1)
+    assert "the signing key cannot be made" in texts[0]
+    assert texts[0].endswith("set DAGKIT_KEY")
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_agree_on_a_key() -> None:
+    code = """
+        import dagkit, sys
+        pipeline = dagkit.Pipeline(dagkit.Step(len, name="one", args={"obj": "n"}, cache=True))
+        sys.stdin.readline()
+        pipeline.run(n="x")
+    """
+    children = []
+    for _ in range(4):
+        env = {**os.environ, "PYTHONPATH": str(HERE)}
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+        children.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, text=True))
+    for child in children:
+        child.communicate("\n", timeout=60)
+        assert child.returncode == 0
+    assert len(os.listdir(Path(os.environ["DAGKIT_STORE"], "entries"))) == 1
+
+
+# Where it runs: Windows, Pyodide, file systems without locks or links
+
+
+def remove_locks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dagkit, "fcntl", None)
+
+
+def refuse_locks(patch: pytest.MonkeyPatch) -> None:
+    def lockf(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    patch.setattr(sys.modules["fcntl"], "lockf", lockf)
+
+
+def refuse_links(patch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    patch.setattr(os, "link", link)
+
+
+def refuse_threads(patch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patch.setattr(threading.Thread, "start", start)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        remove_locks,
+        refuse_locks,
+        refuse_links,
+        refuse_threads,
+        lambda patch: patch.delattr(os, "link"),
+        lambda patch: patch.delattr(os, "geteuid"),
+        lambda patch: patch.setattr(os, "cpu_count", lambda: None),
+    ],
+    ids=["no fcntl", "no locks", "refused links", "no threads", "no link", "no uids", "no count"],
+)
+def test_a_platform_may_lack_what_linux_has(
+    change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def numbers(n: int) -> Any:
+        return np.arange(n)
+
+    change(monkeypatch)
+    pipeline = Pipeline(Step(numbers, cache=True))
+    for status in ("ran", "cached"):
+        for size in (10, 1000, 4_500_000):  # in the entry, in a file, and mapped
+            run, texts = catch_warnings(functools.partial(pipeline.run, n=size))
+            assert (run["numbers"] == np.arange(size)).all()
+            assert (get_statuses(run), texts) == (f"numbers {status}", [])
 
 
 ########################################################################################
-### Data
+### Catalog
 ########################################################################################
 
 TOWNS = pd.DataFrame({"city": ["Bern", "Oslo", None], "size": [1.5, 2.25, -3.0]})
@@ -2632,40 +3503,48 @@ def headline(biggest_city: dict[str, Any]) -> str:
     return f"{biggest_city['city']} leads"
 
 
-CONNECTION = sqlite3.connect(":memory:", check_same_thread=False)
-
-
-def opaque(n: int) -> int:
-    return n + 1 if CONNECTION else 0
-
-
-def catalogued(**more: Any) -> Pipeline:
+def make_towns(**more: Any) -> Pipeline:
+    """Make a pipeline of three steps; the first two lie in the catalog, and so does the input."""
     catalog = {"raw": "data/raw.csv", "cities": "out/cities.csv", "biggest_city": "out/top.json"}
     return Pipeline(cities, biggest_city, headline, catalog=catalog | more)
 
 
-def test_inputs_come_from_the_catalog_and_values_of_steps_are_kept_there(folder: Path) -> None:
-    made = catalogued()
-    run = made.run()
+def list_plan(plan: Plan) -> list[str]:
+    """Write a plan as ``cities stale: file out/cities.csv is gone``."""
+    return [f"{state.name} {state.status}: {state.reason}" for state in plan.values()]
+
+
+def give_back(value: Any) -> Any:
+    return value
+
+
+def save_value(path: str, value: Any) -> Run:
+    """Save a value to the catalog."""
+    return Pipeline(Step(give_back, name="saved"), catalog={"saved": path}).run(value=value)
+
+
+def test_inputs_come_from_the_catalog_and_values_of_steps_are_saved_there(folder: Path) -> None:
+    pipeline = make_towns()
+    run = pipeline.run()
     assert run["headline"] == "Oslo leads"
     assert (folder / "out/cities.csv").read_text() == "city,size\nBern,1.5\nOslo,2.25\n"
     assert json.loads((folder / "out/top.json").read_text()) == {"city": "Oslo", "factor": 1.0}
-    assert went(made.run()) == "cities cached, biggest_city cached, headline ran"
-    assert sorted(x.name for x in folder.iterdir()) == ["data", "out"]
-    assert sorted(x.name for x in (folder / "out").iterdir()) == ["cities.csv", "top.json"]
+    assert get_statuses(pipeline.run()) == "cities cached, biggest_city cached, headline ran"
+    assert sorted(path.name for path in folder.iterdir()) == ["data", "out"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["cities.csv", "top.json"]
     assert run.inputs == {"factor": 1.0}
 
 
-def test_a_given_value_beats_the_catalog_and_is_not_written_there(folder: Path) -> None:
-    made = catalogued()
-    assert made.run("headline", raw=TOWNS.head(1))["headline"] == "Bern leads"
+def test_a_given_value_goes_before_the_catalog_and_is_not_written_there(folder: Path) -> None:
+    pipeline = make_towns()
+    assert pipeline.run("headline", raw=TOWNS.head(1))["headline"] == "Bern leads"
     (folder / "out/cities.csv").unlink()
-    assert made.run("headline", cities=TOWNS.tail(2))["headline"] == "Oslo leads"
+    assert pipeline.run("headline", cities=TOWNS.tail(2))["headline"] == "Oslo leads"
     assert not (folder / "out/cities.csv").exists()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "why"),
+    ("spoil", "reason"),
     [
         (lambda path: path.unlink(), "file out/cities.csv is gone"),
         (lambda path: path.write_text("city,size\nRome,9\n"), "file out/cities.csv changed"),
@@ -2674,36 +3553,38 @@ def test_a_given_value_beats_the_catalog_and_is_not_written_there(folder: Path) 
     ],
     ids=["deleted", "edited", "truncated", "emptied"],
 )
-def test_what_happens_to_a_file_is_noticed_and_said(
-    folder: Path, spoil: Callable[[Path], Any], why: str
+def test_a_step_is_fresh_while_its_file_is_what_we_wrote(
+    folder: Path, spoil: Callable[[Path], Any], reason: str
 ) -> None:
-    """Freshness is what we wrote there, never that there is something."""
-    made, path = catalogued(), folder / "out/cities.csv"
-    made.run()
-    good = path.read_bytes()
+    """It is not enough that there is a file."""
+    pipeline = make_towns()
+    path = folder / "out/cities.csv"
+    pipeline.run()
+    content = path.read_bytes()
     spoil(path)
-    assert reasons(made.plan("headline"))[:2] == [
-        f"cities stale: {why}",
-        "biggest_city stale: after cities",
+    assert list_plan(pipeline.plan("headline"))[:2] == [
+        f"cities stale: {reason}",
+        "biggest_city maybe: after cities",
     ]
-    assert went(made.run("headline")) == "cities ran, biggest_city cached, headline ran"
-    assert path.read_bytes() == good
-    assert made.plan("headline")["cities"].status == "fresh"
+    run = pipeline.run("headline")
+    assert get_statuses(run) == "cities ran, biggest_city cached, headline ran"
+    assert path.read_bytes() == content
+    assert pipeline.plan("headline")["cities"].status == "fresh"
 
 
 def test_an_input_file_counts_by_content_and_is_not_loaded_for_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = catalogued()
-    made.run()
+    pipeline = make_towns()
+    pipeline.run()
     os.utime("data/raw.csv", (1, 1))
-    assert made.plan()["cities"].status == "fresh"
+    assert pipeline.plan()["cities"].status == "fresh"
     with monkeypatch.context() as patched:
         patched.setattr(pd, "read_csv", lambda *_: pytest.fail("it was loaded"))
-        assert made.run("biggest_city")["biggest_city"]["city"] == "Oslo"
+        assert pipeline.run("biggest_city")["biggest_city"]["city"] == "Oslo"
     TOWNS.assign(size=[9.0, 1.0, 1.0]).to_csv("data/raw.csv", index=False)
-    assert reasons(made.plan())[0] == "cities stale: input raw changed"
-    assert made.run("headline")["headline"] == "Bern leads"
+    assert list_plan(pipeline.plan())[0] == "cities stale: input raw changed"
+    assert pipeline.run("headline")["headline"] == "Bern leads"
 
 
 FILES: dict[str, Any] = {
@@ -2713,16 +3594,17 @@ FILES: dict[str, Any] = {
     "a.feather": TOWNS,
     "a.json": {"a": [1, None, "é"], "b": True},
     "a.json.gz": [1.5],
-    "a.jsonl": [{"a": 1}, {"a": 2}],
+    "a.jsonl": [{"a": 1}, {"a": 2, "b": "\u2028\r"}],
     "a.jsonl.gz": [],
     "a.pkl": {1: (2, {3})},
     "a.pkl.gz": "text",
     "a.npy": np.arange(6.0).reshape(2, 3),
-    "a.npz": {"x": np.arange(3), "y": np.eye(2)},
-    "a.txt": "Zürich\n",
+    "a.npz": {"file": np.arange(3), "y": np.eye(2)},
+    "a.txt": "Zürich\r\n",
     "a.txt.gz": "",
     "a.bytes": b"\x00\xff",
     "a.bytes.gz": b"",
+    "a.CSV": TOWNS,
 }
 
 
@@ -2732,107 +3614,260 @@ def test_every_suffix_gives_back_what_was_put_in(folder: Path, path: str) -> Non
         return [value]
 
     value = FILES[path]
-    maker = Step(lambda: value, name="value", version=path)
-    made = Pipeline(maker, consumer, catalog={"value": f"out/{path}"})
-    first, second = made.run(), made.run()
-    assert went(second) == "value cached, consumer ran"
-    for found in (first["value"], second["value"], first["consumer"][0], second["consumer"][0]):
+    producer = Step(lambda: value, name="value", version=path)
+    pipeline = Pipeline(producer, consumer, catalog={"value": f"out/{path}"})
+    first = pipeline.run()
+    second = pipeline.run()
+    assert get_statuses(second) == "value cached, consumer ran"
+    for loaded in (first["value"], second["value"], first["consumer"][0], second["consumer"][0]):
         if isinstance(value, pd.DataFrame):
-            pd.testing.assert_frame_equal(found, value)
+            pd.testing.assert_frame_equal(loaded, value)
         elif path == "a.npz":
-            assert {k: v.tolist() for k, v in found.items()} == {
-                k: v.tolist() for k, v in value.items()
-            }
+            assert list(loaded) == list(value)
+            assert all(np.array_equal(loaded[name], value[name]) for name in value)
         else:
-            assert np.array_equal(found, value)
-            assert type(found) is type(value)
-    before = (folder / "out" / path).read_bytes()
+            assert np.array_equal(loaded, value)
+            assert type(loaded) is type(value)
+    content = (folder / "out" / path).read_bytes()
     (folder / "out" / path).unlink()
-    made.run()
-    assert (folder / "out" / path).read_bytes() == before  # no time of day in a packed file
+    pipeline.run()
+    assert (folder / "out" / path).read_bytes() == content  # it holds no time of day
 
 
-def test_first_and_second_run_see_what_the_file_gives_back(folder: Path) -> None:
-    """A tuple becomes a list in JSON: then it is a list from the first run on."""
+def test_the_first_and_the_second_run_get_what_the_file_gives_back(folder: Path) -> None:
+    """JSON makes a list of a tuple: then it is a list from the first run on."""
     pair = Step(lambda: (1, 2), name="pair")
     kind = Step(lambda pair: type(pair).__name__, name="kind")
-    made = Pipeline(pair, kind, catalog={"pair": "out/pair.json"})
-    assert [made.run("kind")["kind"] for _ in range(2)] == ["list", "list"]
+    pipeline = Pipeline(pair, kind, catalog={"pair": "out/pair.json"})
+    assert [pipeline.run("kind")["kind"] for _ in range(2)] == ["list", "list"]
+
+
+REFUSALS: list[tuple[str, Any, str]] = [
+    ("x.csv", [1, 2], "TypeError: expected a pandas.DataFrame"),
+    ("x.parquet", [1, 2], "TypeError: expected a pandas.DataFrame"),
+    ("x.feather", TOWNS["size"], "TypeError: expected a pandas.DataFrame"),
+    ("x.csv", TOWNS.set_index("city"), "TypeError: a CSV does not keep the index: use reset_index"),
+    ("x.csv", TOWNS.T, "TypeError: a CSV does not keep the index: use reset_index(), or .parquet"),
+    ("x.csv.gz", TOWNS.rename_axis("id"), "TypeError: a CSV does not keep the index: use reset_in"),
+    ("x.csv", pd.concat({"a": TOWNS}, axis=1), "TypeError: a CSV does not keep levels of columns"),
+    ("x.jsonl", TOWNS, "TypeError: expected a list; of a frame: frame.to_dict('records')"),
+    ("x.jsonl", {"a": 1}, "TypeError: expected a list; of a frame: "),
+    ("x.jsonl.gz", "ab", "TypeError: expected a list; of a frame: "),
+    ("x.jsonl", None, "TypeError: expected a list; of a frame: "),
+    ("x.json", {"a": {1}}, "TypeError: Object of type set is not JSON serializable"),
+    ("x.txt", 7, "TypeError: expected a str"),
+    ("x.bytes", "text", "TypeError: expected bytes"),
+    ("x.npy", [1.0, 2.0], "TypeError: expected a numpy.ndarray"),
+    ("x.npy", np.ma.array([1], mask=[True]), "TypeError: expected a numpy.ndarray"),
+    ("x.npy", np.array([{}]), "ValueError: Object arrays cannot be saved when allow_pickle=False"),
+    ("x.npz", np.arange(3), "TypeError: expected a dict: text -> numpy.ndarray"),
+    ("x.npz", {1: np.arange(3)}, "TypeError: expected a dict: text -> numpy.ndarray"),
+    ("x.npz", {"a": [1]}, "TypeError: expected a numpy.ndarray"),
+    ("x.pkl", threading.Lock(), "TypeError: cannot pickle '_thread.lock' object"),
+    ("x.png", [1], "TypeError: expected a matplotlib.figure.Figure; of axes: axes.figure"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "problem"), REFUSALS)
+def test_a_value_that_a_file_would_not_give_back_is_refused(
+    folder: Path, path: str, value: Any, problem: str
+) -> None:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    with pytest.raises(CatalogError) as caught:
+        save_value(path, value)
+    first, second = str(caught.value).splitlines()
+    assert first == f"'saved' is a {kind}, which cannot be saved as {path}"
+    assert second.startswith(f"  {problem}")
+    assert caught.value.name == "saved"
+    assert os.listdir() == ["data"]
+
+
+def test_a_frame_of_another_library_is_refused_by_the_full_name_of_its_type(folder: Path) -> None:
+    import polars
+
+    for path in ("x.csv", "x.parquet", "x.feather"):
+        with pytest.raises(CatalogError) as caught:
+            save_value(path, polars.DataFrame({"a": [1]}))
+        assert str(caught.value) == (
+            f"'saved' is a polars.dataframe.frame.DataFrame, which cannot be saved as {path}\n"
+            "  TypeError: expected a pandas.DataFrame"
+        )
+
+
+@pytest.mark.parametrize("index", [pd.Index([3, 5, 8]), pd.RangeIndex(3)])
+def test_a_csv_drops_an_index_that_only_numbers_the_rows(folder: Path, index: Any) -> None:
+    run = save_value("out/rows.csv", TOWNS.set_index(index))
+    assert list(run["saved"].index) == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_a_figure_is_saved_as_a_picture_and_handed_on_as_a_figure(
+    folder: Path, suffix: str, start: bytes
+) -> None:
+    """A reused step hands on a copy of the figure, from the store."""
+    from matplotlib.figure import Figure
+
+    @step
+    def plot(points: list[int]) -> Any:
+        figure = Figure()
+        figure.subplots().plot(points)
+        return figure
+
+    def title_of(plot: Any) -> str:
+        return type(plot).__name__
+
+    path = folder / f"out/plot.{suffix}"
+    pipeline = Pipeline(plot, title_of, catalog={"plot": str(path)})
+    first = pipeline.run(points=[1, 2])
+    content = path.read_bytes()
+    assert content.startswith(start)
+    second = pipeline.run(points=[1, 2])
+    assert get_statuses(second) == "plot cached, title_of ran"
+    for run in (first, second):
+        assert run["title_of"] == "Figure"
+        assert list(run["plot"].axes[0].lines[0].get_ydata()) == [1, 2]
+    path.unlink()
+    assert pipeline.plan(points=[1, 2])["plot"].reason == f"file out/plot.{suffix} is gone"
+    pipeline.run(points=[1, 2])
+    assert path.read_bytes() == content  # it holds no time of day
+    with pytest.raises(CatalogError) as caught:
+        Pipeline(title_of, catalog={"plot": str(path)}).run()
+    assert str(caught.value) == (
+        f"'plot' cannot be loaded from {path}\n  NotImplementedError: this format is only written"
+    )
 
 
 def test_outputs_go_into_the_catalog_by_their_names(folder: Path) -> None:
     def width(bounds: tuple[float, float]) -> float:
         return bounds[1] - bounds[0]
 
-    made = Pipeline(bounds, spread, width, catalog={"low": "out/low.json"})
+    pipeline = Pipeline(bounds, spread, width, catalog={"low": "out/low.json"})
     for _ in range(2):
-        run = made.run(prices=[3, 1, 2])
+        run = pipeline.run(prices=[3, 1, 2])
         assert (run["bounds"], run["low"], run["spread"], run["width"]) == ((1, 3), 1, 2, 2)
         assert json.loads((folder / "out/low.json").read_text()) == 1
     assert run.steps["bounds"].status == "cached"
 
 
+def test_names_are_normalized_like_identifiers(folder: Path) -> None:
+    """A name may be written with a letter and an accent, or with a ligature."""
+    (folder / "data/caf\u00e9.json").write_text("3")
+    pipeline = Pipeline(
+        Step(lambda café: café + 1, name="file"),
+        catalog={"cafe\u0301": "data/caf\u00e9.json", "\ufb01le": "out/file.json"},
+    )
+    assert pipeline.run()["file"] == 4
+    assert (folder / "out/file.json").read_text() == "4\n"
+    with pytest.raises(
+        CatalogError, match="the catalog has the key 'ﬁle'\n  expected different names"
+    ):
+        pipeline.replace(catalog={"file": "a.json", "\ufb01le": "b.json"}).plan()
+
+
 def test_paths_are_templates_of_inputs(folder: Path) -> None:
-    made = catalogued(biggest_city="out/{factor}/{region}.json")
-    made.run("headline", factor=2.0, region="eu")
-    made.run("headline", factor=3.0, region="eu")
+    pipeline = make_towns(biggest_city="out/{factor}/{region}.json")
+    pipeline.run("headline", factor=2.0, region="eu")
+    pipeline.run("headline", factor=3.0, region="eu")
     assert json.loads((folder / "out/2.0/eu.json").read_text())["factor"] == 2.0
-    assert made.plan("headline", factor=2.0, region="eu")["biggest_city"].status == "fresh"
-    assert made.plan("headline", factor=3.0, region="eu")["biggest_city"].status == "fresh"
-    assert reasons(made.plan("headline", factor=2.0, region="us"))[1] == (
+    for factor in (2.0, 3.0):
+        plan = pipeline.plan("headline", factor=factor, region="eu")
+        assert plan["biggest_city"].status == "fresh"
+    assert list_plan(pipeline.plan("headline", factor=2.0, region="us"))[1] == (
         "biggest_city stale: input factor 3.0 → 2.0"
     )
-    assert made.plan("headline", factor=3.0, region="us")["biggest_city"].reason == (
-        "catalog biggest_city out/3.0/eu.json → out/3.0/us.json"
+    assert pipeline.plan("headline", factor=3.0, region="us")["biggest_city"].reason == (
+        "catalog biggest_city eu.json → us.json"
     )
-    with pytest.raises(MissingInputError) as caught:
-        made.run("headline")
+    with pytest.raises(InputError) as caught:
+        pipeline.run("headline")
     assert str(caught.value) == (
-        "the path of 'biggest_city' in the catalog needs 'region', which run() was not given\n"
-        "  out/{factor}/{region}.json\n  known names: factor, raw"
+        "the catalog needs 'region', but run() was not given it\n"
+        "  biggest_city: out/{factor}/{region}.json\n  known names: factor, raw"
     )
+    assert caught.value.missing == ("region",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "a/b", "../../victim", "/etc/victim", "a\\b", "C:", "C:victim", ":ads"]
+    + ["a\0b", "a\nb", "a\ud800b", "~", "~root", "a..b", Path("a/b")],
+)
+def test_text_that_fills_a_template_must_be_a_plain_name(folder: Path, text: Any) -> None:
+    """An input must not lead out of the folder that the catalog names."""
+    for template in ("out/{region}/x.json", "{region}.json", "out/{region:>3}.json"):
+        pipeline = Pipeline({"saved": lambda region: 1}, catalog={"saved": template})
+        if template == "out/{region:>3}.json" and len(str(text)) < 3:
+            continue  # spaces make it another text
+        with pytest.raises(CatalogError) as caught:
+            pipeline.run(region=str(text) if ":>" in template else text)
+        assert str(caught.value) == (
+            f"the path of 'saved' in the catalog cannot be filled in: {str(text)!r} is not a plain "
+            f"name for a file\n  {template}"
+        )
+    assert os.listdir() == ["data"]
+
+
+@pytest.mark.parametrize("text", ["a.b", "2026-01-31", "Zürich", "a b", "a.", "-1", "x~"])
+def test_a_plain_name_may_have_dots_letters_and_spaces(folder: Path, text: str) -> None:
+    pipeline = Pipeline({"saved": lambda region: region}, catalog={"saved": "out/{region}/x.json"})
+    assert pipeline.run(region=text)["saved"] == text
+    assert os.listdir("out") == [text]
+
+
+@pytest.mark.parametrize("text", ["%2e%2e", "a?b", "a#b", "*", "simplecache::x", "a:b"])
+def test_an_address_takes_no_characters_with_a_meaning(folder: Path, text: str) -> None:
+    pipeline = Pipeline({"saved": lambda x: 1}, catalog={"saved": "memory://{x}/a.json"})
+    with pytest.raises(CatalogError, match="is not a plain name for a file"):
+        pipeline.run(x=text)
 
 
 class Table:
     """An object with load and save, as other libraries have them."""
 
     def __init__(self, value: Any = None) -> None:
-        self.value, self.saves = value, 0
+        self.value = value
+        self.saves = 0
 
     def load(self) -> Any:
         return copy.deepcopy(self.value)
 
     def save(self, value: Any) -> None:
-        self.value, self.saves = value, self.saves + 1
+        self.value = value
+        self.saves += 1
 
 
 def test_any_object_with_load_and_save_is_an_entry(folder: Path) -> None:
-    raw, top = Table(TOWNS), Table()
-    made = catalogued(raw=raw, biggest_city=top)
-    assert made.run()["headline"] == "Oslo leads"
-    assert went(made.run()) == "cities cached, biggest_city cached, headline ran"
+    raw = Table(TOWNS)
+    top = Table()
+    pipeline = make_towns(raw=raw, biggest_city=top)
+    assert pipeline.run()["headline"] == "Oslo leads"
+    assert get_statuses(pipeline.run()) == "cities cached, biggest_city cached, headline ran"
     assert top.value == {"city": "Oslo", "factor": 1.0}
     top.value = None
-    assert made.plan()["biggest_city"].reason == "data biggest_city changed"
-    made.run()
+    assert pipeline.plan()["biggest_city"].reason == "dataset biggest_city changed"
+    pipeline.run()
     assert (top.value["city"], top.saves) == ("Oslo", 2)
     raw.value = TOWNS.head(1)
-    assert made.run()["headline"] == "Bern leads"
+    assert pipeline.run()["headline"] == "Bern leads"
 
 
-def pair(n: int) -> tuple[int, int]:
+def split_number(n: int) -> tuple[int, int]:
     return n, n + 1
 
 
-def type_of(pair: Any) -> str:
-    return type(pair).__name__
+def name_type(split_number: Any) -> str:
+    return type(split_number).__name__
 
 
 def test_outputs_as_a_whole_are_a_tuple_on_all_executors(executor: Any, folder: Path) -> None:
-    catalog = {"low": "out/low.json"}
-    steps = [Step(pair, outputs=("low", "high")), type_of]
-    made = Pipeline(*steps, executor=executor, catalog=catalog, store=folder / "store")
-    assert made.run("type_of", n=1)["type_of"] == "tuple"
+    steps = [Step(split_number, outputs=("floor", "ceiling")), name_type]
+    pipeline = Pipeline(
+        *steps, executor=executor, catalog={"floor": "out/floor.json"}, store=folder / "store"
+    )
+    assert pipeline.run("name_type", n=1)["name_type"] == "tuple"
 
 
 class Memory(Table):
@@ -2850,39 +3885,51 @@ class Memory(Table):
 
 
 def test_an_object_of_the_catalog_stays_in_the_calling_process(executor: Any, folder: Path) -> None:
-    """Saved by a worker, a value would be in the worker's copy of the object only."""
-    kept, catalog = folder / "store", {"cities": Memory()}
-    made = catalogued().replace(catalog=catalog, executor=executor, store=kept)
-    assert made.run("headline", raw=TOWNS)["headline"] == "Oslo leads"
-    assert len(catalog["cities"].value) == 2
-    assert made.plan("cities", raw=TOWNS)["cities"].status == "fresh"
+    """A worker would save to its own copy of the object."""
+    memory = Memory()
+    pipeline = make_towns().replace(
+        catalog={"cities": memory}, executor=executor, store=folder / "store"
+    )
+    assert pipeline.run("headline", raw=TOWNS)["headline"] == "Oslo leads"
+    assert len(memory.value) == 2
+    assert pipeline.plan("cities", raw=TOWNS)["cities"].status == "fresh"
+
+
+def test_outputs_in_an_object_stay_in_the_calling_process(executor: Any, folder: Path) -> None:
+    memory = Memory()
+    steps = [Step(split_number, outputs=("floor", "ceiling")), name_type]
+    pipeline = Pipeline(
+        *steps, executor=executor, catalog={"floor": memory}, store=folder / "store"
+    )
+    assert pipeline.run("name_type", n=1)["name_type"] == "tuple"
+    assert memory.value == 1
 
 
 class Locks(Table):
-    """As a data set of Kedro's that loads functions: what it gives has no fingerprint."""
+    """Loads a value that has no fingerprint, as a dataset of Kedro that loads functions does."""
 
     def load(self) -> Any:
         return {"lock": threading.Lock()}
 
 
-def test_what_an_object_loads_may_have_no_fingerprint(folder: Path) -> None:
+def test_the_value_of_an_object_may_have_no_fingerprint(folder: Path) -> None:
     @step(cache=True)
-    def used(made: Any) -> int:
-        return len(made)
+    def size(locks: Any) -> int:
+        return len(locks)
 
-    for source in (used, [Step(lambda: 1, name="made"), used]):
-        made = Pipeline(source, catalog={"made": Locks()})
-        assert [made.run("used")["used"] for _ in range(2)] == [1, 1]
-    assert reasons(Pipeline(used, catalog={"made": Locks()}).plan()) == [
-        "used stale: no fingerprint: _thread.lock"
+    for source in (size, [Step(lambda: 1, name="locks"), size]):
+        pipeline = Pipeline(source, catalog={"locks": Locks()})
+        assert [pipeline.run("size")["size"] for _ in range(2)] == [1, 1]
+    assert list_plan(Pipeline(size, catalog={"locks": Locks()}).plan()) == [
+        "size uncached: no fingerprint: _thread.lock"
     ]
 
 
 def test_a_pipeline_inside_a_step_counts_and_travels_with_its_catalog(folder: Path) -> None:
-    """Where it loads from is what it does; and what is secret stays so in a worker."""
+    """What it loads from is part of what it does."""
 
-    def outer(path: str) -> Pipeline:
-        inner = Pipeline({"more": lambda x: x + 1}, catalog={"x": path}, secret="x")
+    def make_outer(path: str) -> Pipeline:
+        inner = Pipeline({"more": lambda x: x + 1}, catalog={"x": path})
 
         @step(cache=True)
         def most() -> int:
@@ -2892,11 +3939,9 @@ def test_a_pipeline_inside_a_step_counts_and_travels_with_its_catalog(folder: Pa
 
     for number, path in enumerate(("1.json", "2.json")):
         Path(path).write_text(str(number))
-        assert went(outer(path).run()) == "most ran"
-        assert went(outer(path).run()) == "most cached"
-    made = pickle.loads(pickle.dumps(catalogued().replace(secret="factor")))
-    assert made.run()["headline"] == "Oslo leads"
-    assert made.secret == {"factor"}
+        assert get_statuses(make_outer(path).run()) == "most ran"
+        assert get_statuses(make_outer(path).run()) == "most cached"
+    assert pickle.loads(pickle.dumps(make_towns())).run()["headline"] == "Oslo leads"
 
 
 def test_addresses_go_through_fsspec(folder: Path) -> None:
@@ -2904,151 +3949,160 @@ def test_addresses_go_through_fsspec(folder: Path) -> None:
 
     with fsspec.open("memory://in/raw.csv", "wb") as file:
         file.write(b"city,size\nRiga,1\n")
-    made = catalogued(raw="memory://in/raw.csv", cities="memory://out/cities.csv.gz")
-    assert made.run("headline")["headline"] == "Riga leads"
-    assert went(made.run("headline")) == "cities cached, biggest_city cached, headline ran"
+    pipeline = make_towns(raw="memory://in/raw.csv", cities="memory://out/cities.csv.gz")
+    assert pipeline.run("headline")["headline"] == "Riga leads"
+    run = pipeline.run("headline")
+    assert get_statuses(run) == "cities cached, biggest_city cached, headline ran"
     fsspec.filesystem("memory").rm("/out/cities.csv.gz")
-    assert made.plan("headline")["cities"].reason == "data memory://out/cities.csv.gz changed"
-    assert went(made.run("headline")) == "cities ran, biggest_city cached, headline ran"
+    reason = pipeline.plan("headline")["cities"].reason
+    assert reason == "dataset memory://out/cities.csv.gz is gone"
+    run = pipeline.run("headline")
+    assert get_statuses(run) == "cities ran, biggest_city cached, headline ran"
+    with pytest.raises(CatalogError, match="'raw' cannot be opened\n  ValueError: Protocol not "):
+        make_towns(raw="nowhere://raw.csv").run()
 
 
 def test_the_catalog_works_on_all_executors(executor: Any, folder: Path) -> None:
     """Workers may be in another folder: paths are those of the calling process."""
-    made = catalogued().replace(executor=executor, store=folder / "store")
-    assert made.run("headline")["headline"] == "Oslo leads"
-    assert went(made.run("headline")) == "cities cached, biggest_city cached, headline ran"
+    pipeline = make_towns().replace(executor=executor, store=folder / "store")
+    assert pipeline.run("headline")["headline"] == "Oslo leads"
+    run = pipeline.run("headline")
+    assert get_statuses(run) == "cities cached, biggest_city cached, headline ran"
     assert json.loads((folder / "out/top.json").read_text())["city"] == "Oslo"
 
 
-def test_what_has_no_fingerprint_is_kept_in_the_catalog_on_all_executors(
+DATABASE = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def count_rows(n: int) -> int:
+    return n + 1 if DATABASE else 0
+
+
+def test_a_step_without_a_fingerprint_is_saved_to_the_catalog_on_all_executors(
     executor: Any, folder: Path
 ) -> None:
-    catalog = {"opaque": "out/opaque.json"}
-    made = Pipeline(opaque, executor=executor, catalog=catalog, store=folder / "store")
-    assert made.plan(n=1)["opaque"].reason.startswith("no fingerprint: opaque -> constant ")
-    assert made.run(n=1)["opaque"] == 2
-    assert (folder / "out/opaque.json").read_text() == "2\n"
+    catalog = {"count_rows": "out/rows.json"}
+    pipeline = Pipeline(count_rows, executor=executor, catalog=catalog, store=folder / "store")
+    reason = pipeline.plan(n=1)["count_rows"].reason
+    assert reason.startswith("no fingerprint: count_rows -> constant ")
+    assert pipeline.run(n=1)["count_rows"] == 2
+    assert (folder / "out/rows.json").read_text() == "2\n"
 
 
 def test_a_save_that_fails_leaves_what_was_there(folder: Path) -> None:
     def odd(n: int) -> Any:
         return n if n < 2 else {"n": n, "lock": threading.Lock()}
 
-    made = Pipeline(odd, catalog={"odd": "out/odd.json"})
-    made.run(n=1)
-    with pytest.raises(TypeError, match="not JSON serializable") as caught:
-        made.run(n=2)
-    assert caught.value.__notes__[0] == "while 'odd' was kept in the catalog: out/odd.json"
-    assert caught.value.__notes__[1].startswith("in step 'odd' at ")
-    assert [x.name for x in (folder / "out").iterdir()] == ["odd.json"]
+    pipeline = Pipeline(odd, catalog={"odd": "out/odd.json"})
+    pipeline.run(n=1)
+    with pytest.raises(CatalogError) as caught:
+        pipeline.run(n=2)
+    assert str(caught.value) == (
+        "'odd' is a dict, which cannot be saved as out/odd.json\n"
+        "  TypeError: Object of type lock is not JSON serializable"
+    )
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert os.listdir("out") == ["odd.json"]
     assert (folder / "out/odd.json").read_text() == "1\n"
-    assert went(made.run(n=1)) == "odd cached"
+    assert get_statuses(pipeline.run(n=1)) == "odd cached"
 
 
-def test_a_frame_is_expected_where_pandas_writes(folder: Path) -> None:
-    made = Pipeline({"rows": lambda: [1, 2]}, catalog={"rows": "out/rows.csv"})
-    with pytest.raises(TypeError, match=r"expected a pandas.DataFrame, got \[1, 2\]"):
-        made.run()
-
-
-@pytest.mark.parametrize("value", [{"a": 1}, "ab", b"ab", 5, None])
-def test_lines_are_written_of_a_list_only(folder: Path, value: Any) -> None:
-    """Of a dict they would be its keys, without what they lead to."""
-    made = Pipeline({"rows": lambda value: value}, catalog={"rows": "out/rows.jsonl"})
-    with pytest.raises(TypeError, match="expected a list, got"):
-        made.run(value=value)
-
-
-@pytest.mark.parametrize(
-    ("index", "fits"),
-    [
-        (pd.Index([3, 5, 8]), True),
-        (pd.Index([3, 5, 8], name="id"), False),
-        (pd.Index(["a", "b", "c"]), False),
-        (pd.MultiIndex.from_tuples([(1, 2), (1, 3), (2, 2)], names=["a", "b"]), False),
-    ],
-    ids=["rows left over", "named", "text", "levels"],
-)
-def test_a_csv_is_not_written_without_an_index_that_says_something(
-    folder: Path, index: Any, fits: bool
+@pytest.mark.parametrize("obstacle", ["a folder", "a file as its folder"])
+def test_an_error_of_the_file_system_keeps_its_type_and_names_the_dataset(
+    folder: Path, obstacle: str
 ) -> None:
-    """As that of a groupby: who reads the file could not tell what its rows are."""
-    frame = TOWNS.set_index(index)
-    made = Pipeline({"rows": lambda frame: frame}, catalog={"rows": "out/rows.csv"})
-    if fits:
-        assert len(made.run(frame=frame)["rows"]) == 3
+    if obstacle == "a folder":
+        (folder / "out/x.json").mkdir(parents=True)
     else:
-        with pytest.raises(TypeError, match="does not keep the index: use reset_index"):
-            made.run(frame=frame)
+        (folder / "out").write_text("")
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        save_value("out/x.json", 1)
+    assert caught.value.__notes__[0] == "while 'saved' was saved to the catalog: out/x.json"
+    assert caught.value.__notes__[1].startswith("in step 'saved' at ")
+    if obstacle == "a folder":
+        assert os.listdir("out") == ["x.json"]
 
 
-def test_two_values_cannot_be_kept_in_one_file(folder: Path) -> None:
-    """Nor can an input be overwritten by what is made of it; two inputs may be read from one."""
+def test_an_error_of_an_object_keeps_its_type_and_names_the_dataset(folder: Path) -> None:
+    with pytest.raises(KeyError) as caught:
+        make_towns(raw=Memory()).run()
+    note = "while 'raw' of the catalog was loaded: <Memory 'raw'>"
+    assert caught.value.__notes__[0] == note
+
+
+def test_two_values_cannot_lie_in_one_file(folder: Path) -> None:
+    """A value cannot overwrite an input either. Two inputs may be read from one file."""
     os.symlink("data", "link")
     steps: Any = {"more": lambda raw: raw, "most": lambda more, other: more}
-    for catalog in (
-        {"more": "out/a.csv", "most": "./out/../out/a.csv"},
-        {"more": "link/raw.csv", "raw": "data/raw.csv"},
+    for catalog, given in (
+        ({"more": "out/a.csv", "most": "./out/../out/a.csv"}, {"other": 1, "raw": TOWNS}),
+        ({"more": "link/raw.csv", "raw": "data/raw.csv"}, {"other": 1}),
     ):
-        made = Pipeline(steps, catalog=catalog)
+        pipeline = Pipeline(steps, catalog=catalog)
         one, two = catalog
         with pytest.raises(CatalogError) as caught:
-            made.run(**{"other": 1, "raw": TOWNS} if two == "most" else {"other": 1})
+            pipeline.run(**given)
         assert str(caught.value) == (
-            f"the catalog keeps '{one}', '{two}' in one file: {catalog[one]}\n"
+            f"the catalog has one file for '{one}' and '{two}': {catalog[two]}\n"
             "  one would overwrite the other: give each a path of its own"
         )
     assert len(pd.read_csv("data/raw.csv")) == 3
-    made = Pipeline(steps, catalog=dict.fromkeys(("raw", "other"), "data/raw.csv"))
-    assert len(made.run()["most"]) == 3
+    pipeline = Pipeline(steps, catalog=dict.fromkeys(("raw", "other"), "data/raw.csv"))
+    assert len(pipeline.run()["most"]) == 3
 
 
 @pytest.mark.parametrize("path", ["{0}.json", "{a.b}.json", "{}.json", "{a.json", "{n:{n}}.json"])
-def test_a_path_that_is_no_template_is_an_error(path: str) -> None:
-    with pytest.raises(CatalogError, match="expected names of inputs in braces"):
-        _ = Pipeline({"made": lambda n: n}, catalog={"made": path}).inputs
+def test_a_path_that_is_not_a_template_is_an_error(path: str) -> None:
+    with pytest.raises(CatalogError) as caught:
+        _ = Pipeline({"saved": lambda n: n}, catalog={"saved": path}).inputs
+    assert str(caught.value) == (
+        f"the path of 'saved' in the catalog is not a template: {path}\n"
+        "  expected names of inputs in braces, and {{ }} for braces"
+    )
 
 
 def test_templates_take_formats_and_double_braces(folder: Path) -> None:
-    made = Pipeline({"made": lambda n: n}, catalog={"made": "out/{{a}}{n:03}.json"})
-    assert made.run(n=7)["made"] == 7
+    pipeline = Pipeline({"saved": lambda n: n}, catalog={"saved": "out/{{a}}{n:03}.json"})
+    assert pipeline.run(n=7)["saved"] == 7
     assert os.listdir("out") == ["{a}007.json"]
-    with pytest.raises(CatalogError, match=r"'made' in the catalog cannot be filled in: .*'str'"):
-        made.replace(catalog={"made": "{n:d}.json"}).run(n="x")
-    made = Pipeline({"made": lambda raw: 1}, catalog={"raw": "data/raw.csv", "made": "{raw}.json"})
-    with pytest.raises(MissingInputError, match="needs 'raw', which run\\(\\) was not given"):
-        made.run()
+    with pytest.raises(CatalogError, match=r"'saved' in the catalog cannot be filled in: .*'str'"):
+        pipeline.replace(catalog={"saved": "{n:d}.json"}).run(n="x")
+    pipeline = Pipeline(
+        {"saved": lambda raw: 1}, catalog={"raw": "data/raw.csv", "saved": "{raw}.json"}
+    )
+    with pytest.raises(InputError, match="the catalog needs 'raw', but run\\(\\) was not given"):
+        pipeline.run()
 
 
-def test_a_project_that_was_copied_keeps_its_own_files(
+def test_a_project_that_was_copied_has_its_own_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A path counts as it is given: with its files a copy is reused, and the first not touched."""
-    made = catalogued()
-    made.run("headline")
+    """A path counts as it is written: a copy with its files is reused, the original untouched."""
+    pipeline = make_towns()
+    pipeline.run("headline")
     shutil.copytree(folder, folder.parent / "copy")
     monkeypatch.chdir(folder.parent / "copy")
-    assert {x.status for x in made.plan("biggest_city").values()} == {"fresh"}
+    assert {state.status for state in pipeline.plan("biggest_city").values()} == {"fresh"}
     os.unlink("out/cities.csv")
-    assert made.plan("headline")["cities"].reason == "file out/cities.csv is gone"
-    assert made.run("headline", factor=2.0)["headline"] == "Oslo leads"
+    assert pipeline.plan("headline")["cities"].reason == "file out/cities.csv is gone"
+    assert pipeline.run("headline", factor=2.0)["headline"] == "Oslo leads"
     assert json.loads((folder / "out/top.json").read_text())["factor"] == 1.0
 
 
-def test_a_link_stays_a_link_and_who_may_read_a_file_stays_so(folder: Path) -> None:
+def test_a_link_stays_a_link_and_a_file_keeps_its_mode(folder: Path) -> None:
     (folder / "disk").mkdir()
-    (folder / "disk" / "made.json").write_text("0")
-    (folder / "disk" / "made.json").chmod(0o640)
-    os.symlink("disk/made.json", "made.json")
-    made = Pipeline({"made": lambda n: n}, catalog={"made": "made.json"})
-    assert made.run(n=5)["made"] == 5
-    assert (os.readlink("made.json"), os.listdir("disk")) == ("disk/made.json", ["made.json"])
-    assert stat.S_IMODE(os.stat("made.json").st_mode) == 0o640
-    assert went(made.run(n=5)) == "made cached"
+    (folder / "disk" / "saved.json").write_text("0")
+    (folder / "disk" / "saved.json").chmod(0o640)
+    os.symlink("disk/saved.json", "saved.json")
+    assert save_value("saved.json", 5)["saved"] == 5
+    assert (os.readlink("saved.json"), os.listdir("disk")) == ("disk/saved.json", ["saved.json"])
+    assert stat.S_IMODE(os.stat("saved.json").st_mode) == 0o640
+    assert get_statuses(save_value("saved.json", 5)) == "saved cached"
 
 
-@pytest.mark.parametrize("made", ["by a step", "elsewhere"])
-def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, made: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", ["by a step", "elsewhere"])
+def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, origin: str) -> None:
     """Its bytes only name them: a model whose method was edited is another value."""
     code = """
         import os, pickle
@@ -3068,143 +4122,250 @@ def test_a_pickle_counts_with_the_code_of_its_classes(tmp_path: Path, made: str)
         run = Pipeline(steps, catalog={"fitted": "out.pkl" if FIT else "in.pkl"}).run("used")
         print(run["used"], run.steps["used"].status)
     """
-    code = textwrap.dedent(code).replace("FIT", str(made == "by a step"))
-    source = "class Model:\n    def predict(self): return {}\n"
-    app = tmp_path / "app"
+    code = textwrap.dedent(code).replace("FIT", str(origin == "by a step"))
+    path = os.pathsep.join([str(HERE), str(tmp_path)])
     for number, status in ((1, "ran"), (1, "cached"), (2, "ran"), (2, "cached")):
-        write(app, {"model.py": source.format(number)})
-        assert run_in(app, code, APP=str(app)) == f"{number} {status}\n"
+        source = f"class Model:\n    def predict(self): return {number}\n"
+        (tmp_path / "model.py").write_text(source)
+        output = run_python(code, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", APP=str(tmp_path))
+        assert output == f"{number} {status}\n"
+
+
+class Bomb:
+    """Its pickle writes a file when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (Path("exploded"), "")
+
+
+@pytest.mark.parametrize("moment", ["between two runs", "before the value is asked for"])
+def test_a_pickle_that_was_swapped_is_never_unpickled(folder: Path, moment: str) -> None:
+    """Its bytes are compared with what we wrote before they are parsed."""
+    model = Step(lambda: {"weights": [1, 2]}, name="model")
+    size = Step(lambda model: len(model), name="size", cache=True)
+    pipeline = Pipeline(model, size, catalog={"model": "model.pkl"})
+    run = pipeline.run("size", "model")
+    Path("model.pkl").write_bytes(pickle.dumps(Bomb()))
+    if moment == "between two runs":
+        assert pipeline.plan()["model"].reason == "file model.pkl changed"
+        assert pipeline.run("model")["model"] == {"weights": [1, 2]}
+    else:
+        with pytest.raises(CatalogError, match="'model' of the catalog has changed while the run "):
+            _ = run["model"]
+    assert not Path("exploded").exists()
 
 
 def test_equal_bytes_under_another_suffix_are_another_value(folder: Path) -> None:
-    def used(made: Any) -> str:
-        return repr(made)
+    def used(saved: Any) -> str:
+        return repr(saved)
 
     for value, suffix in (("1\n", "txt"), (b"1\n", "bytes"), (1, "json")):
-        made = Pipeline(Step(lambda value: value, name="made"), Step(used, cache=True))
-        found = made.replace(catalog={"made": f"out/made.{suffix}"}).run("used", value=value)
-        assert found["used"] == repr(value)
+        pipeline = Pipeline(Step(give_back, name="saved"), Step(used, cache=True))
+        pipeline = pipeline.replace(catalog={"saved": f"out/saved.{suffix}"})
+        assert pipeline.run("used", value=value)["used"] == repr(value)
 
 
-def test_a_pruned_entry_does_not_matter_to_a_value_in_the_catalog(folder: Path) -> None:
-    made = catalogued()
-    made.run("biggest_city")
-    made.store.prune(max_bytes=0)
-    assert {x.status for x in made.plan("biggest_city").values()} == {"fresh"}
-    assert made.run("biggest_city")["biggest_city"]["city"] == "Oslo"
+def test_a_value_in_the_catalog_survives_the_pruning_of_the_store(folder: Path) -> None:
+    pipeline = make_towns()
+    pipeline.run("biggest_city")
+    pipeline.store.prune(max_bytes=0)
+    assert pipeline.run("biggest_city")["biggest_city"]["city"] == "Oslo"
+    assert {state.status for state in pipeline.plan("biggest_city").values()} == {"fresh"}
 
 
 def test_a_plan_does_not_fail_for_data_that_cannot_be_loaded(folder: Path) -> None:
-    """It is the run that says so, before any step runs."""
-    made = Pipeline(Step(lambda x: x, name="out", cache=True), catalog={"x": "x.pkl"})
-    assert made.plan()["out"].reason == "no fingerprint: catalog x -> FileNotFoundError"
-    with pytest.raises(MissingInputError, match=r"input 'x' is not where the catalog says: x\.pkl"):
-        made.run()
+    """A run says so, before any step runs."""
+    pipeline = Pipeline(Step(lambda x: x, name="out", cache=True), catalog={"x": "x.pkl"})
+    assert pipeline.plan()["out"].reason == "no fingerprint: catalog x -> FileNotFoundError"
+    with pytest.raises(InputError, match="the catalog has no file for input 'x': "):
+        pipeline.run()
     Path("x.json").write_text("[1")
     mapped = Pipeline(Step(lambda x: x, name="out", cache=True, map="x"), catalog={"x": "x.json"})
     assert mapped.plan()["out"].status == "new"
 
 
-def test_two_runs_that_write_one_file_never_take_each_others_value(folder: Path) -> None:
-    """The one whose file was replaced in mid-run says so; an entry never fits a foreign file."""
-    made = catalogued()
+def test_two_runs_that_write_one_file_never_take_the_value_of_the_other(folder: Path) -> None:
+    """The run whose file was replaced says so; an entry never fits the file of another run."""
+    pipeline = make_towns()
 
     def meddle(event: Event) -> None:
         if (event.kind, event.step) == ("step finished", "biggest_city"):
-            made.run("biggest_city", factor=5.0)
+            pipeline.run("biggest_city", factor=5.0)
 
     with pytest.raises(CatalogError) as caught:
-        made.replace(on_event=meddle).run("headline")
+        pipeline.replace(on_event=meddle).run("headline")
     assert str(caught.value).splitlines() == [
-        "the catalog's 'biggest_city' has changed while the run needed it: out/top.json",
-        "  run again; give two runs that write at once a path each, as by a template: "
+        "'biggest_city' of the catalog has changed while the run needed it: out/top.json",
+        "  run again; give two runs that write at once a path each, for instance by a template: "
         "'out/{region}/model.pkl'",
     ]
-    assert made.plan("headline")["biggest_city"].reason == "file out/top.json changed"
-    assert made.run("biggest_city")["biggest_city"]["factor"] == 1.0
+    assert pipeline.plan("headline")["biggest_city"].reason == "file out/top.json changed"
+    assert pipeline.run("biggest_city")["biggest_city"]["factor"] == 1.0
 
 
-def test_a_kill_in_mid_save_leaves_no_torn_file(folder: Path) -> None:
+@pytest.mark.slow
+def test_many_writers_of_one_file_leave_it_whole(folder: Path) -> None:
+    """Four threads write and read one file; each gets its own value, or a ``CatalogError``."""
+    pipeline = Pipeline({"big": lambda n: [n] * 30_000}, catalog={"big": "out/big.json"})
+    wrong: list[Any] = []
+
+    def write(number: int) -> None:
+        for n in range(number, 80, 4):
+            with contextlib.suppress(CatalogError):
+                value = pipeline.run(n=n)["big"]
+                if value != [n] * 30_000:
+                    wrong.append(n)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(set(json.loads(Path("out/big.json").read_text()))) == 1
+    assert os.listdir("out") == ["big.json"]
+
+
+@pytest.mark.slow
+def test_a_kill_during_a_save_leaves_no_torn_file(folder: Path) -> None:
     """A real kill -9 while a large value is written: the old file is whole, or the new one."""
     code = """
-        import sys
         from dagkit import Pipeline, Step
         def big(n): return [n] * 3_000_000
-        made = Pipeline(big, catalog={"big": "out/big.json"})
-        made.run(n=1)
+        pipeline = Pipeline(big, catalog={"big": "out/big.json"})
+        pipeline.run(n=1)
         print("ready", flush=True)
         for n in range(2, 100):
-            made.run(n=n)
+            pipeline.run(n=n)
     """
-    process = start(code)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.7)
-    process.kill()
-    process.wait()
-    process.communicate()
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.7)
+        process.kill()
     assert len(set(json.loads((folder / "out/big.json").read_text()))) == 1
 
 
-@pytest.mark.parametrize(
-    ("catalog", "message"),
-    [
-        (
-            {"raw": "data/raw.xls"},
-            "the catalog has no format for 'raw': data/raw.xls\n  known suffixes: .bytes, .csv, "
-            ".feather, .json, .jsonl, .npy, .npz, .parquet, .pkl, .txt\n"
-            "  or give an object with load() and save(value)",
-        ),
-        (
-            {"raw": "data/raw.npy.gz"},
-            "the catalog has no format for 'raw': data/raw.npy.gz\n  known suffixes: .bytes.gz, "
-            ".csv.gz, .json.gz, .jsonl.gz, .pkl.gz, .txt.gz\n"
-            "  or give an object with load() and save(value)",
-        ),
-        (
-            {"raw": 7},
-            "the catalog has 7 for 'raw'\n  expected a path, or an object with load() and "
-            "save(value)",
-        ),
-        (
-            {"bounds": "b.json"},
-            "step 'bounds' cannot be in the catalog: it is a step with outputs\n"
-            f"  bounds(prices) at {at(bounds)}\n  name its outputs instead",
-        ),
-        (
-            {"citys": "x.csv"},
-            "the catalog names 'citys': no step makes or takes it\n  known names: bounds, cities, "
-            "high, low, prices, raw; did you mean 'cities'?",
-        ),
-    ],
-    ids=["suffix", "packed", "object", "outputs", "name"],
+KNOWN_SUFFIXES = (
+    ".bytes, .bytes.gz, .csv, .csv.gz, .feather, .json, .json.gz, .jsonl, .jsonl.gz, .npy, .npz, "
+    ".parquet, .pdf, .pkl, .pkl.gz, .png, .svg, .txt, .txt.gz"
 )
-def test_wrong_entries_are_errors_that_say_what_is_expected(
-    catalog: dict[str, Any], message: str
+WRONG_CATALOGS: dict[str, tuple[Any, str]] = {
+    "suffix": (
+        {"raw": "data/raw.xls"},
+        f"the catalog has no format for 'raw': data/raw.xls\n  known suffixes: {KNOWN_SUFFIXES}\n"
+        "  or give an object with load() and save(value)",
+    ),
+    "no path": (
+        {"raw": ""},
+        f"the catalog has no format for 'raw': \n  known suffixes: {KNOWN_SUFFIXES}\n"
+        "  or give an object with load() and save(value)",
+    ),
+    "packed": (
+        {"raw": "data/raw.npy.gz"},
+        "the catalog has no format for 'raw': data/raw.npy.gz\n"
+        f"  known suffixes: {KNOWN_SUFFIXES}\n  or give an object with load() and save(value)",
+    ),
+    "object": (
+        {"raw": 7},
+        "the catalog has 7 for 'raw'\n  expected a path, or an object with load() and save(value)",
+    ),
+    "bytes": (
+        {"raw": b"raw.csv"},
+        "the catalog has b'raw.csv' for 'raw'\n"
+        "  expected a path, or an object with load() and save(value)",
+    ),
+    "zero": (
+        {"raw": "raw\0.csv"},
+        "the catalog has 'raw\\x00.csv' for 'raw'\n"
+        "  expected a path, or an object with load() and save(value)",
+    ),
+    "class": (
+        {"raw": Table},
+        "the catalog has <class 'test_dagkit.Table'> for 'raw'\n"
+        "  expected a path, or an object with load() and save(value)",
+    ),
+    "outputs": (
+        {"bounds": "b.json"},
+        f"step 'bounds' cannot be in the catalog\n  bounds(prices) at {locate(bounds)}\n"
+        "  a map, a sensor and a step with outputs cannot: name its outputs, or let another step "
+        "take its value",
+    ),
+    "name": (
+        {"citys": "x.csv"},
+        "the catalog names 'citys', but no step produces or uses it\n"
+        "  known names: bounds, cities, high, low, prices, raw; did you mean 'cities'?",
+    ),
+    "text": (
+        "x",
+        "Pipeline() has catalog='x'\n"
+        "  catalog: expected a dict: name -> path, or object with load() and save(value)",
+    ),
+    "key": (
+        {7: "x.csv"},
+        "the catalog has the key 7\n  expected different names",
+    ),
+}
+
+
+@pytest.mark.parametrize(("catalog", "message"), WRONG_CATALOGS.values(), ids=WRONG_CATALOGS)
+def test_a_wrong_catalog_is_an_error_that_says_what_was_expected(
+    catalog: Any, message: str
 ) -> None:
-    made = Pipeline(cities, bounds, catalog=catalog)
     with pytest.raises(DagkitError) as caught:
-        made.plan("cities")
+        Pipeline(cities, bounds, catalog=catalog).plan("cities")
     assert str(caught.value) == message
+    assert isinstance(caught.value, ValueError)
 
 
-def test_a_file_of_the_catalog_that_is_not_there_is_said_before_any_step_runs(folder: Path) -> None:
-    def slow(raw: pd.DataFrame, other: list[int]) -> None:
+def test_all_files_that_are_not_there_are_named_before_any_step_runs(folder: Path) -> None:
+    def slow(raw: pd.DataFrame, other: list[int], more: bytes) -> None:
         raise AssertionError
 
-    made = Pipeline(slow, catalog={"raw": "data/row.csv", "other": "data/other.json"})
-    assert repr(dict(made.inputs)) == "{'raw': data/row.csv, 'other': data/other.json}"
-    with pytest.raises(MissingInputError) as caught:
-        made.run()
+    catalog = {"raw": "data/row.csv", "other": "data/other.json", "more": "data/more.bytes"}
+    pipeline = Pipeline(slow, catalog=catalog)
+    assert repr(dict(pipeline.inputs)) == (
+        "{'raw': data/row.csv, 'other': data/other.json, 'more': data/more.bytes}"
+    )
+    Path("data/more.bytes").mkdir()
+    with pytest.raises(InputError) as caught:
+        pipeline.run()
     assert str(caught.value).splitlines() == [
-        "input 'raw' is not where the catalog says: data/row.csv",
-        "input 'other' is not where the catalog says: data/other.json",
+        f"the catalog has no file for input 'raw': {folder}/data/row.csv",
+        f"the catalog has no file for input 'other': {folder}/data/other.json",
+        f"the catalog has no file for input 'more': {folder}/data/more.bytes",
+        "  put a file there, or give the value to run()",
     ]
-    Path("data/row.csv").write_text("a\n1\n")
-    Path("data/other.json").write_text("[1")
-    with pytest.raises(json.JSONDecodeError) as broken:
-        made.run()
-    assert broken.value.__notes__[0] == "while 'other' of the catalog was loaded: data/other.json"
+    assert caught.value.missing == ("raw", "other", "more")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "problem"),
+    [
+        ("x.json", b"[1", "JSONDecodeError: Expecting ',' delimiter: line 1 column 3 (char 2)"),
+        ("x.txt", "Zürich".encode("cp1252"), "UnicodeDecodeError: 'utf-8' codec can't decode byte"),
+        ("x.csv", "a\nZürich".encode("cp1252"), "UnicodeDecodeError: 'utf-8' codec can't decode b"),
+        ("x.csv", b"", "EmptyDataError: No columns to parse from file"),
+        ("x.json.gz", b"[1]", "BadGzipFile: Not a gzipped file (b'[1')"),
+        ("x.pkl", b"cnowhere\nName\n.", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("x.npy", pickle.dumps([1]), "ValueError: "),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
+    folder: Path, path: str, content: bytes, problem: str
+) -> None:
+    Path(path).write_bytes(content)
+    pipeline = Pipeline({"out": lambda x: x}, catalog={"x": path})
+    with pytest.raises(CatalogError) as caught:
+        pipeline.run()
+    first, second = str(caught.value).splitlines()
+    assert first == f"'x' cannot be loaded from {folder}/{path}"
+    assert second.startswith(f"  {problem}")
 
 
 def test_a_map_or_a_sensor_cannot_be_in_the_catalog() -> None:
@@ -3213,1048 +4374,523 @@ def test_a_map_or_a_sensor_cannot_be_in_the_catalog() -> None:
         return 1
 
     each = Step(lambda item: item, name="each", map="item")
-    for made, what in ((each, "a map"), (parcel, "a sensor")):
-        pipeline = Pipeline(made, catalog={"each" if what == "a map" else "parcel": "x.json"})
-        with pytest.raises(CatalogError, match=f"cannot be in the catalog: it is {what}"):
+    for source, name in ((each, "each"), (parcel, "parcel")):
+        pipeline = Pipeline(source, catalog={name: "x.json"})
+        with pytest.raises(CatalogError, match=f"step '{name}' cannot be in the catalog\n"):
             pipeline.run(item=[1])
 
 
-def test_a_map_goes_over_a_list_of_the_catalog(folder: Path) -> None:
+def test_a_map_goes_through_a_list_of_the_catalog(folder: Path) -> None:
     (folder / "data/items.json").write_text("[1, 2, 3]")
-    made = Pipeline(
+    pipeline = Pipeline(
         Step(lambda item: 10 * item, name="each", map="item", cache=True),
         catalog={"item": "data/items.json"},
     )
-    assert made.run()["each"] == [10, 20, 30]
-    assert made.plan()["each"].status == "fresh"
+    assert pipeline.run()["each"] == [10, 20, 30]
+    assert pipeline.plan()["each"].status == "fresh"
     (folder / "data/items.json").write_text("[1, 2, 3, 4]")
-    assert made.run()["each"] == [10, 20, 30, 40]
+    assert pipeline.run()["each"] == [10, 20, 30, 40]
 
 
-def test_strict_and_retries_work_with_the_catalog(folder: Path) -> None:
+def test_each_try_of_a_step_gets_its_own_value(folder: Path) -> None:
     tries: list[int] = []
 
     @step(retries=1)
     def shaky(raw: pd.DataFrame) -> int:
-        tries.append(len(raw))
-        raw["new"] = 1  # its own copy
+        tries.append(len(raw.columns))
+        raw["new"] = 1
         if len(tries) == 1:
             raise OSError("come again")
         return len(raw.columns)
 
-    made = Pipeline(shaky, catalog={"raw": "data/raw.csv"})
-    assert (made.run()["shaky"], tries) == (3, [3, 3])
+    pipeline = Pipeline(shaky, catalog={"raw": "data/raw.csv"})
+    assert (pipeline.run()["shaky"], tries) == (3, [2, 2])
 
 
 ########################################################################################
-### Display
+### Reuse
 ########################################################################################
 
 
-def flow() -> Pipeline:
-    """Make the pipeline of an ML project, with an output, a map and a failure to come."""
-    steps: list[Any] = [
-        Step(lambda path: [1, 2, 3, 4], name="load"),
-        Step(lambda load, drop=True: load, name="clean", cache=True),
-        Step(lambda clean, seed=0: (clean[:2], clean[2:]), name="split", outputs=("train", "test")),
-        Step(lambda train, alpha=0.1, seed=0: sum(train), name="model", cache=True),
-        Step(lambda fold: fold, name="folds", map="fold"),
-        Step(lambda model, test: 1 / 0, name="predict"),
-        Step(lambda predict, folds: predict, name="evaluate"),
-    ]
-    return Pipeline(steps, on_error="continue")
-
-
-FLOW: dict[str, Any] = {"path": "x.csv", "fold": [1, 2, 3]}
-
-
-def drawn(svg: str) -> list[str]:
-    """Give the texts of a picture, in their order, after a check that it is fit for a notebook."""
-    root = ElementTree.fromstring(svg)
-    plain = {"svg", "style", "rect", "g", "path", "text"}
-    for element in root.iter():
-        tag = element.tag.rpartition("}")[2]
-        assert tag in plain
-        assert not {"id", "href", "style", "onload"} & element.attrib.keys()
-    return [text for element in root.iter() if (text := element.text or "").strip()]
-
-
-def graph_of(kind: str) -> Pipeline:
-    """Make one of five small graphs."""
-    if kind == "ml":
-        return flow()
-    steps = {
-        "one": ["a"],
-        "chain": ["a", "b a", "c b", "d c"],
-        "diamond": ["a", "b a", "c a", "d b c"],
-        "fan": ["a", *[f"b{i} a" for i in range(20)], "z " + " ".join(f"b{i}" for i in range(20))],
-    }[kind]
-    return Pipeline([function(*line.split()) for line in steps])
-
-
-def scene_of(kind: str, stage: str) -> dagkit._Scene:
-    """Make what is shown of a graph in a plan, a run or a run that fails, with settled times."""
-    base = graph_of(kind)._scene()
-    names = [step.name for step in base.steps()]
-    looks = {
-        "plan": "fresh  1.2|stale code changed: helper tidy 0|new never ran 0",
-        "run": "ran  8.2|cached  3.1",
-        "failure": "ran  0.4|failed  0.7|skipped needs b 0",
-    }[stage].split("|")
-    states = {}
-    for place, name in enumerate(names):
-        status, *words, last = looks[min(place, len(looks) - 1)].split(" ")
-        reason, seconds = " ".join(words), float(last)
-        error = ValueError("X has 3 columns") if status == "failed" else None
-        state = dagkit._StepState(name, "ran", seconds, reason, error=error)
-        states[name] = state._replace(
-            status=status, saved=seconds * (status in ("fresh", "cached"))
-        )
-    return base._replace(states=states, seconds=None if stage == "plan" else 9.3)
-
-
-def test_a_pipeline_shows_its_steps_and_what_they_need() -> None:
-    made = flow()
-    assert str(made) == made.show().text == (
-        "pipeline · 7 steps, 5 inputs\n"
-        "  load       path\n"
-        "  clean      load, drop\n"
-        "  split      clean, seed\n"
-        "  model      train, alpha, seed\n"
-        "  folds      fold\n"
-        "  predict    model, test\n"
-        "  evaluate   predict, folds"
-    )  # fmt: skip
-    texts = drawn(made.show().svg)
-    assert texts[1:] == [
-        "pipeline", "· 7 steps, 5 inputs", "path", "load", "drop", "clean", "seed", "split",
-        "train, test", "alpha", "model", "fold", "folds", "predict", "evaluate",
-    ]  # fmt: skip
-
-
-def test_a_plan_shows_status_and_reason_in_table_and_picture() -> None:
-    made = flow()
-    assert made.run(**FLOW).steps["predict"].status == "failed"
-    made.run("clean", path="y.csv", drop=False)
-    plan = made.plan("model", **FLOW, alpha=0.3)
-    table = [re.split(" {3,}", line.strip()) for line in str(plan).splitlines()]
-    assert table == [
-        ["pipeline · 4 steps, 4 inputs · 2 stale, 2 new"],
-        ["load", "path", "○ new", "not cached"],
-        ["clean", "load, drop", "↻ stale", "input drop False → True"],
-        ["split", "clean, seed", "○ new", "not cached"],
-        ["model", "train, alpha, seed", "↻ stale", "input alpha 0.1 → 0.3"],
-    ]
-    texts = drawn(plan.show().svg)
-    assert [text for text in texts if re.fullmatch(r"\d \w+", text)] == ["2 stale", "2 new"]
-    for _, _, _, reason in table[1:]:
-        assert reason in texts
-    assert "evaluate" in texts  # not needed: faded, not left out
-    assert made.plan("model", **FLOW).show().svg.count('opacity=".45"') == 4
-
-
-def test_a_run_shows_times_failures_and_what_the_cache_saved() -> None:
-    made = flow()
-    made.run(**FLOW)
-    run = made.run("evaluate", "test", **FLOW)
-    shown = re.sub(r"\d+(\.\d)? m?s\b", "T", str(run))
-    place = at(made.steps["predict"].function)
-    assert shown == (
-        "pipeline · 7 steps, 5 inputs · 3 ran, 2 cached, 1 failed, 1 skipped · T · saved T\n"
-        "  load       path                 ■ ran       T\n"
-        "  clean      load, drop           ✓ cached    saved T\n"
-        "  split      clean, seed          ■ ran       T\n"
-        "  model      train, alpha, seed   ✓ cached    saved T\n"
-        "  predict    model, test          ✗ failed    T   ZeroDivisionError: division by zero"
-        f"   ({place})\n"
-        "  folds      fold                 ■ ran       T\n"
-        "  evaluate   predict, folds       ⊘ skipped   needs predict"
-    )  # fmt: skip
-    svg = run.show().svg
-    texts = re.sub(r"\d+(\.\d)? m?s\b", "T", "|".join(drawn(svg)))
-    for text in ("ZeroDivisionError", "needs predict", "cached, saved T", "×3", "1 failed"):
-        assert text in texts.split("|")
-    # Two targets have a second outline; the mapped step is a stack of three.
-    assert svg.count('stroke-dasharray="6 3 1 3"') == 1
-    assert len(re.findall(r'<path class="ran" d="M[\d.]+ [\d.]+h', svg)) == 2
-    assert len(re.findall(r'rx="9"', svg)) == 2
-
-
-def test_a_given_value_is_shown_as_given() -> None:
-    plan = flow().plan("predict", train=[1], test=[2])
-    assert [s.name for s in plan.values()] == ["model", "predict"]
-    run = flow().plan("evaluate", predict=3, fold=[1])
-    assert "given" in drawn(run.show().svg)
-
-
-STAGES = ["plan", "run", "failure"]
-
-# Of the pictures of plan, run and failure, that somebody has looked at. When one changes, look
-# again at the file that the test names.
-GOLDENS = {
-    "one": "799800bae280 70fb8b7af4af 5dbfbfef31e8",
-    "chain": "b504e0257586 affa1b6c2151 69948442da40",
-    "diamond": "be7571b4f902 1cd0908ea054 ff44e0145be5",
-    "fan": "626f166fb93b 5b0b00167ee9 8e380188d436",
-    "ml": "e74425e3923e b13d4b29cc9b df8f6b1c59c7",
-}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", GOLDENS)
-def test_pictures_are_as_they_were_looked_at(kind: str, stage: str, tmp_path: Path) -> None:
-    svg = dagkit._svg(scene_of(kind, stage))
-    drawn(svg)
-    path = tmp_path / f"{kind}-{stage}.svg"
-    path.write_text(svg)
-    assert (
-        hashlib.sha256(svg.encode()).hexdigest()[:12] == GOLDENS[kind].split()[STAGES.index(stage)]
-    ), path
-
-
-def test_what_is_shown_is_the_same_under_every_hash_seed() -> None:
-    code = """
-        import test_dagkit as t, dagkit
-        scene = t.scene_of("ml", "failure")
-        print(*[make(scene) for make in (dagkit._svg, dagkit._html, dagkit._page, dagkit._mermaid)])
-    """
-    one, other = (run_python(code, PYTHONHASHSEED=seed) for seed in ("1", "2"))
-    assert one == other
-
-
-def test_a_notebook_gets_picture_table_and_text() -> None:
-    made = flow()
-    bundle = made._repr_mimebundle_()
-    assert list(bundle) == ["text/plain", "text/html"]
-    assert bundle["text/plain"] == str(made)
-    page = bundle["text/html"]
-    assert page.startswith('<div class="dagkit"><p><b>pipeline</b> · 7 steps, 5 inputs</p>')
-    (data,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert "evaluate" in drawn(base64.b64decode(data).decode())
-    assert 'alt="Pipeline pipeline: load → clean → split' in page
-    assert page.count("<tr>") == 7
-    assert not re.search(r"<script|<a |onload|\sid=", page)
-    assert list(made._repr_mimebundle_(include={"text/plain"})) == ["text/plain"]
-    assert list(made._repr_mimebundle_(exclude={"text/plain"})) == ["text/html"]
-    assert list(made.show(format="svg")._repr_mimebundle_()) == ["text/plain", "image/svg+xml"]
-    for shown in (made.plan(**FLOW), made.run(**FLOW)):
-        assert list(shown._repr_mimebundle_()) == ["text/plain", "text/html"]
-
-
-def test_a_wide_picture_is_shrunk_to_the_page_and_then_scrolled() -> None:
-    def width(shown: Any) -> int:
-        return int(re.findall(r'<img [^>]*width="(\d+)"', shown.show().html)[0])
-
-    assert width(graph_of("chain")) < 300
-    names = [f"a_rather_long_name_{i}" for i in range(16)]
-    wide = Pipeline([function(name, *names[:i:5]) for i, name in enumerate(names)])
-    assert width(wide) <= 840
-    layers = [[f"n{i}_{j}" for j in range(14)] for i in range(9)]
-    grid = [function(n, *above) for above, row in itertools.pairwise([[], *layers]) for n in row]
-    assert width(Pipeline(grid)) > 840
-
-
-def test_a_fault_of_the_drawing_leaves_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(*args: object) -> None:
-        raise ZeroDivisionError("no room")
-
-    monkeypatch.setattr(dagkit, "_laid_out", breaks)
-    page = flow()._repr_mimebundle_()["text/html"]
-    assert "<pre>no picture: ZeroDivisionError: no room</pre><details open>" in page
-    assert page.count("<tr>") == 7
-
-
-def test_a_pipeline_that_cannot_be_built_shows_why() -> None:
-    made = Pipeline([function("a", "b"), function("b", "a")])
-    assert repr(made).startswith(
-        "<Pipeline 'pipeline': CycleError: steps need each other in a cycle"
-    )
-    assert "CycleError: steps need each other in a cycle: a -&gt; b -&gt; a" in made.show().html
-    assert made.show().text.splitlines()[1].startswith("  CycleError")
-
-
-def test_a_large_pipeline_is_a_table_and_a_part_of_it_a_picture() -> None:
-    chain = [function(f"s{i}", f"s{i - 1}") for i in range(1, 302)]
-    made = Pipeline([function("s0"), *chain])
-    page = made.show().html
-    assert "<img" not in page
-    assert "302 names are too many for one picture: .show(around=" in page
-    part = made.show(around="s100", hops=2)
-    assert drawn(part.svg)[-5:] == ["s98", "s99", "s100", "s101", "s102"]
-    assert len(part.text.splitlines()) == 6
-    with pytest.raises(UnknownNameError, match="'s1000' cannot be shown around"):
-        made.show(around="s1000")
-
-
-def test_an_input_of_many_steps_is_a_pill_at_each() -> None:
-    few, many = (Pipeline([function(f"s{i}", "seed") for i in range(n)]) for n in (8, 9))
-    assert drawn(few.show().svg).count("seed") == 1
-    assert drawn(many.show().svg).count("seed") == 9
-
-
-def test_long_names_keep_both_ends_and_names_that_fit_are_whole() -> None:
-    long = "load_customers_of_all_regions_in_2024"
-    made = Pipeline([function(long), function("x" * 29, long)])
-    texts = drawn(made.show().svg)
-    assert "load_customers_of_a…s_in_2024" in texts
-    assert "x" * 29 in texts
-    assert long in made.show().text
-
-
-def test_mermaid_quotes_what_it_could_read_as_syntax() -> None:
-    made = Pipeline({"a": lambda x: x}, Step(len, name="b", args={"obj": "a"}, map="obj"))
-    text = made.plan(x=1).show().mermaid
-    assert text == (
-        'flowchart TD\n  n0(["x"])\n  n1["a<br/>not cached"]:::new\n'
-        '  n2[["b<br/>not cached"]]:::new\n  n0 --> n1\n  n1 --> n2\n'
-        "  classDef new stroke:#6f747d,stroke-width:1.6px,stroke-dasharray:2 3\n"
-    )
-    scene = scene_of("one", "plan")
-    state = scene.states["a"]._replace(status="stale", reason='x "1" → [2]; #end')  # type: ignore[index]
-    text = dagkit._mermaid(scene._replace(states={"a": state}))
-    assert 'n0["a<br/>x #34;1#34; → #91;2#93;#59; #35;end"]:::stale' in text
-    assert "classDef stale stroke:#926b0e,stroke-width:1.6px,stroke-dasharray:5 3" in text
-
-
-def test_save_goes_by_the_suffix(tmp_path: Path) -> None:
-    shown = flow().show()
-    for suffix, start in (("svg", "<svg"), ("html", "<!doctype"), ("mmd", "flow"), ("txt", "pipe")):
-        shown.save(tmp_path / f"ml.{suffix}")
-        assert (tmp_path / f"ml.{suffix}").read_text().startswith(start)
-    with pytest.raises(
-        ValueError, match=r"ml.png': expected a name that ends in .html, .mmd, .svg, .txt"
-    ):
-        shown.save("ml.png")
-
-
-HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\u202eevil\x00\x1b[31m🦊 שלום " + "x" * 300
-
-
-class Hostile(Exception):
-    def __str__(self) -> str:
-        return HOSTILE
-
-
-class Unreadable:
-    def __repr__(self) -> str:
-        raise RuntimeError(HOSTILE)
-
-
-@step
-def hostile(value: Any = HOSTILE, other: Any = Unreadable()) -> None:  # noqa: B008
-    """</script><img src=x onerror=alert(1)>."""
-    raise Hostile
-
-
-@step
-def skipper() -> None:
-    raise Skip(HOSTILE)
-
-
-def test_hostile_text_is_never_markup_and_never_an_exception(tmp_path: Path) -> None:
-    made = Pipeline([hostile, skipper], on_error="continue")
-    run = made.run()
-    for shown in (made, made.plan(), run):
-        page, svg = tmp_path / "page.html", shown.show().svg
-        drawn(svg)
-        shown.show().save(page)
-        for text in (page.read_text(), shown.show().html, svg):
-            assert "<img src=x" not in text
-            assert "</script" not in text
-            assert not set(text) & {"\u202e", "\x00", "\x1b"}
-        assert "\x00" not in dagkit._table(shown._scene(), ascii=True)
-    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in page.read_text()
-
-
-def test_the_page_says_all_that_is_known_of_a_step(tmp_path: Path) -> None:
-    def tidy(load: list[int]) -> list[int]:
-        """Take the gaps out."""
-        return load
-
-    def fit(tidy: list[int], alpha: float = 0.1) -> float:
-        raise ValueError("X has 3 columns")
-
-    load = Step(lambda path: [1], name="load", cache=True)
-    made = Pipeline(load, tidy, fit, on_error="continue")
-    run = made.run(path="x.csv")
-    run.show().save(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    csp = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert f'<meta http-equiv="Content-Security-Policy" content="{csp}">' in page
-    assert '<a href="#tidy">' in page
-    rows = dict(re.findall(r'<div id="(\w+)">(.*?)</div></details>', page, re.DOTALL))
-    assert list(rows) == ["load", "tidy", "fit"]
-    assert "<pre>Take the gaps out.</pre>" in rows["tidy"]
-    assert "<dd>tidy(load) at test_dagkit.py" in rows["tidy"]
-    assert '<dt>needs</dt><dd><a href="#load">load</a></dd>' in rows["tidy"]
-    assert '<dt>used by</dt><dd><a href="#fit">fit</a></dd>' in rows["tidy"]
-    assert "def tidy(load: list[int]) -&gt; list[int]:" in rows["tidy"]
-    assert f"<dt>fingerprint</dt><dd>{run.steps['load'].fingerprint}</dd>" in rows["load"]
-    assert re.search(r"<dt>entry</dt><dd>\d+ bytes</dd>", rows["load"])
-    assert "Traceback (most recent call last)" in rows["fit"]
-    assert "ValueError: X has 3 columns" in rows["fit"]
-    assert '<tr id="alpha"><td>alpha</td><td><code>0.1</code></td></tr>' in page
-    assert "<details open><summary>✗ fit · failed" in page
-
-
-def test_the_page_of_300_steps_is_at_most_500_kilobytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dagkit, "_MOST_NODES", 1000)  # to have its picture too
-    graph = random_picture(300, 0)
-    needs: dict[str, list[str]] = {name: [] for name in graph.sizes if name[:4] == "step"}
-    for source, name in graph.edges:
-        needs[name].append(source)
-    made = Pipeline([function(name, *needs[name]) for name in needs])
-    states = {name: dagkit._StepState(name, "ran", 1.0) for name in needs}
-    page = dagkit._page(made._scene()._replace(states=states))
-    assert "<svg" in page
-    assert 200_000 < len(page.encode()) <= 500_000
-
-
-def test_showing_runs_nothing_reads_nothing_and_is_silent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = flow()
-    run = made.run(**FLOW)
-    plan = made.plan(**FLOW)
-
-    def forbidden(*args: object, **options: object) -> None:
-        raise AssertionError
-
-    for name in ("_work", "_fingerprint", "_top", "_path_token", "_brief"):
-        monkeypatch.setattr(dagkit, name, forbidden)
-    for shown in (made, plan, run):
-        assert shown.show().html
-        assert str(shown)
-        assert repr(shown)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_statuses_can_be_told_apart_by_everyone() -> None:
-    """Contrast by WCAG 2: 4.5 for text in both schemes."""
-
-    def light(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        red, green, blue = (
-            x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts
-        )
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    def contrast(one: str, other: str) -> float:
-        dark, bright = sorted([light(one), light(other)])
-        return (bright + 0.05) / (dark + 0.05)
-
-    for look in dagkit._LOOKS.values():
-        assert contrast(look.light, "#ffffff") >= 4.5
-        assert contrast(look.dark, "#1b1e23") >= 4.5
-    assert contrast("#8a919c", "#ffffff") >= 3
-    assert contrast("#7d8590", "#1b1e23") >= 3
-    seen = {(look.glyph, look.ascii, look.dashes, look.width) for look in dagkit._LOOKS.values()}
-    assert len(seen) == len(dagkit._LOOKS) - 2  # waiting looks as new, cached as fresh
-
-
-def test_a_table_is_cut_to_the_terminal_in_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Pipeline(Step(lambda x: x, name="a_step", cache=True)).plan(x=threading.Lock())
-
-    class Terminal(io.StringIO):
-        encoding = "ascii"
-
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("COLUMNS", "36")
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    assert str(plan).splitlines()[1] == "  a_step   x   ~ stale   no fingerp~"
-
-
-def test_a_plain_run_imports_nothing_of_the_display() -> None:
-    code = """
-        import sys
-        from dagkit import Pipeline
-        run = Pipeline({"more": lambda x: x + 1}).run(x=1)
-        assert not {"html", "base64", "unicodedata", "urllib.parse", "IPython"} & sys.modules.keys()
-        assert "</svg>" in run.show().svg
-    """
-    assert run_python(code) == ""
-
-
-def test_networkx_users_draw_the_graph_with_their_own_tools(tmp_path: Path) -> None:
-    code = f"""
-        import matplotlib; matplotlib.use("agg")
-        import matplotlib.pyplot as plt, networkx as nx, test_dagkit as t
-        graph = t.flow().graph
-        for rank, names in enumerate(nx.topological_generations(graph)):
-            print(rank, *names)
-        nx.draw(graph, nx.spring_layout(graph, seed=1), with_labels=True)
-        plt.savefig({str(tmp_path / "graph.png")!r})
-    """
-    assert run_python(code).startswith("0 path drop seed alpha fold\n1 load folds\n")
-    assert (tmp_path / "graph.png").stat().st_size > 5000
-
-
-# --- the layout
-
-# Crossings that the mean of twenty pipelines of so many steps may have at most.
-MOST_CROSSINGS = {10: 1, 50: 24, 100: 56, 200: 155}
-
-
-class Sketch(NamedTuple):
-    """A graph to lay out."""
-
-    sizes: dict[str, tuple[float, float]]
-    edges: list[tuple[str, str]]
-
-
-def random_picture(steps: int, seed: int) -> Sketch:
-    """Return a pipeline of steps that take 1-3 values, mostly recent ones, some old.
-
-    The first ten steps are almost a chain, as in short scripts. Calibrated so that graphviz's dot
-    has about 0.1, 19, 43, 114 crossings on average at 10, 50, 100, 200 steps.
-    """
-    rng = random.Random(seed)
-    sizes: dict[str, tuple[float, float]] = {}
-    edges = []
-    made: list[str] = []
-    for index in range(steps):
-        name = f"step_{index:03}"
-        needs = set()
-        if index == 0 or rng.random() < 0.15:
-            needs.add(f"input_{index:03}")
-            sizes[f"input_{index:03}"] = (60, 22)
-        recent = made[-(8 if index >= 10 else 2) :]
-        for _ in range(rng.choices((1, 2, 3), (5, 4, 2))[0]):
-            if made:
-                needs.add(rng.choice(made if rng.random() < 0.045 else recent))
-        sizes[name] = (rng.randint(92, 200), 44)
-        edges += [(need, name) for need in sorted(needs)]
-        made.append(name)
-    return Sketch(sizes, edges)
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> Sketch:
-    names = [f"n{index}" for index in range(draw(st.integers(0, 14)))]
-    declared = draw(st.permutations(names))
-    size = st.tuples(st.integers(30, 260), st.sampled_from((22, 40, 46)))
-    pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
-    edges = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=30)) if pairs else []
-    return Sketch({name: draw(size) for name in declared}, edges)
-
-
-def laid_out(
-    sizes: dict[str, tuple[float, float]],
-    edges: list[tuple[str, str]],
-    *,
-    across: bool = False,
-    light: Collection[str] = (),
-) -> dagkit._Layout:
-    return dagkit._placed(dagkit._ranked(sizes, edges), sizes, across=across, light=light)
-
-
-def lights(graph: Sketch) -> set[str]:
-    return {node for node, (_, height) in graph.sizes.items() if height == 22}
-
-
-def curve(route: list[tuple[float, float]], across: bool) -> list[tuple[float, float]]:
-    """Return points of a route as it is drawn: straight in bands, one cubic between two bands."""
-    points = list(route)
-    for start, end in list(itertools.pairwise(route))[1::2]:
-        (x0, y0), (x1, y1) = (p[::-1] if across else p for p in (start, end))
-        for k in range(1, 24):
-            t = k / 24
-            aside = x0 + (x1 - x0) * t * t * (3 - 2 * t)  # control points are above their ends
-            along = y0 * ((1 - t) ** 3 + 3 * t * (1 - t) ** 2 * 0.5 + 3 * t * t * (1 - t) * 0.5)
-            along += y1 * (t**3 + 3 * t * (1 - t) ** 2 * 0.5 + 3 * t * t * (1 - t) * 0.5)
-            points.append((along, aside) if across else (aside, along))
-    for (x0, y0), (x1, y1) in list(itertools.pairwise(route))[::2]:
-        points += [(x0 + (x1 - x0) * k / 8, y0 + (y1 - y0) * k / 8) for k in range(9)]
-    return points
-
-
-def crossings(ranks: dagkit._Ranks) -> int:
-    place = [0.0] * len(ranks.up)
-    for row in ranks.rows:
-        dagkit._note(row, place)
-    return dagkit._count_crossings(ranks.rows, ranks.up, place)
-
-
-@hypothesis.settings(deadline=None, max_examples=150)
-@hypothesis.given(graphs())
-def test_every_edge_goes_forward_and_spans_the_fewest_ranks(graph: Sketch) -> None:
-    ranks = dagkit._ranked(graph.sizes, graph.edges)
-    rank = {node: index for index, row in enumerate(ranks.rows) for node in row}
-    assert sorted(rank) == list(range(len(ranks.up)))
-    for trail in ranks.trails.values():
-        assert all(rank[b] == rank[a] + 1 for a, b in itertools.pairwise(trail))
-    # No node alone can be moved to make the edges shorter: a necessary condition.
-    names = list(graph.sizes)
-    for index, node in enumerate(names):
-        before = [rank[names.index(a)] for a, b in graph.edges if b == node]
-        after = [rank[names.index(b)] for a, b in graph.edges if a == node]
-        if len(after) > len(before):
-            assert rank[index] == min(after) - 1
-        if len(after) < len(before):
-            assert rank[index] == max(before) + 1
-
-
-@hypothesis.settings(deadline=None, max_examples=150)
-@hypothesis.given(graphs(), st.booleans())
-def test_boxes_of_a_rank_keep_their_gap_and_lie_inside(graph: Sketch, across: bool) -> None:
-    ranks = dagkit._ranked(graph.sizes, graph.edges)
-    layout = dagkit._placed(ranks, graph.sizes, across=across, light=lights(graph))
-    names = list(graph.sizes)
-    boxes = {}
-    for node, (x, y) in layout.places.items():
-        width, height = graph.sizes[node]
-        boxes[node] = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        assert min(boxes[node][:2]) > 8 - 1e-6
-        assert boxes[node][2] < layout.width - 8 + 1e-6
-        assert boxes[node][3] < layout.height - 8 + 1e-6
-    for row in ranks.rows:
-        for a, b in itertools.pairwise(names[node] for node in row if node < len(names)):
-            assert boxes[b][across] - boxes[a][across + 2] > 24 - 1e-6
-    for points in layout.routes.values():
-        assert all(8 - 1e-6 < x < layout.width - 8 + 1e-6 for x, _ in points)
-        assert all(8 - 1e-6 < y < layout.height - 8 + 1e-6 for _, y in points)
-
-
-@hypothesis.settings(deadline=None, max_examples=150)
-@hypothesis.given(graphs(), st.booleans())
-def test_no_edge_crosses_a_foreign_box(graph: Sketch, across: bool) -> None:
-    layout = laid_out(graph.sizes, graph.edges, across=across, light=lights(graph))
-    for (a, b), route in layout.routes.items():
-        assert len(route) % 2 == 0
-        for end, sign, point in ((a, 1, route[0]), (b, -1, route[-1])):
-            x, y = layout.places[end]
-            width, height = graph.sizes[end]
-            border = (x + sign * width / 2, y) if across else (x, y + sign * height / 2)
-            assert point == pytest.approx(border)
-        for x, y in curve(route, across):
-            for node, (left, top) in layout.places.items():
-                width, height = graph.sizes[node]
-                inside = abs(x - left) < width / 2 - 0.01 and abs(y - top) < height / 2 - 0.01
-                assert not inside, (a, b, node)
-
-
-def test_layout_is_the_same_under_two_hash_seeds() -> None:
-    code = """
-        import test_dagkit as t
-        for seed in range(3):
-            graph = t.random_picture(40, seed)
-            print(t.laid_out(*graph), t.laid_out(*graph, across=True))
-    """
-    one, other = (run_python(code, PYTHONHASHSEED=seed) for seed in ("1", "2"))
-    assert len(one) > 1000
-    assert one == other
-
-
-@pytest.mark.parametrize("steps", [10, 50, 100, 200])
-def test_few_edges_cross(steps: int) -> None:
-    """Counted between neighbouring ranks, shared trunks once."""
-    counts = [crossings(dagkit._ranked(*random_picture(steps, seed))) for seed in range(20)]
-    assert sum(counts) / len(counts) <= MOST_CROSSINGS[steps]
-
-
-def boxes(*names: str) -> dict[str, tuple[float, float]]:
-    return {name: (92 + 8.0 * len(name), 44) for name in names}
-
-
-@pytest.mark.parametrize("across", [False, True])
-def test_chain_is_exactly_straight(across: bool) -> None:
-    names = [f"step{'x' * (index % 7)}{index}" for index in range(100)]
-    layout = laid_out(boxes(*names), list(itertools.pairwise(names)), across=across)
-    assert len({place[1 if across else 0] for place in layout.places.values()}) == 1
-
-
-def test_diamond_is_symmetric() -> None:
-    edges = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]
-    at = laid_out(boxes("a", "b", "c", "d"), edges).places
-    assert at["a"][0] == pytest.approx(at["d"][0]) == pytest.approx((at["b"][0] + at["c"][0]) / 2)
-    assert at["b"][0] < at["c"][0]
-
-
-def test_children_keep_their_order_of_declaration() -> None:
-    names = [f"child{index}" for index in range(20)]
-    layout = laid_out(boxes("parent", *names), [("parent", name) for name in names])
-    assert sorted(names, key=lambda name: layout.places[name]) == names
-    middle = (layout.places[names[0]][0] + layout.places[names[-1]][0]) / 2
-    assert layout.places["parent"][0] == pytest.approx(middle, abs=80)
-
-
-def test_edges_of_one_producer_share_their_bends() -> None:
-    names = ["a", "b", "c", "d", "e"]
-    ranks = dagkit._ranked(names, [*itertools.pairwise(names), ("a", "d"), ("a", "e")])
-    assert ranks.trails["a", "d"][:3] == ranks.trails["a", "e"][:3]
-    assert len(ranks.up) == len(names) + 3
-
-
-def test_wide_graphs_are_laid_out() -> None:
-    names = [f"part{index}" for index in range(200)]
-    edges = [("split", name) for name in names] + [(name, "join") for name in names]
-    assert crossings(dagkit._ranked(["split", *names, "join"], edges)) == 0
-    assert len(laid_out(boxes("split", *names, "join"), edges).routes) == 400
-    lone = [f"lone{index}" for index in range(300)]
-    assert len(laid_out(boxes(*lone), []).places) == 300
-
-
-def test_empty_graph_has_an_empty_layout() -> None:
-    assert laid_out({}, []) == dagkit._Layout({}, {}, 16.0, 16.0)
-    assert laid_out({"a": (100, 44)}, []) == dagkit._Layout({"a": (58, 30)}, {}, 116, 60)
-
-
-# --- a real kernel
-
-
-def executed(folder: Path, *cells: str) -> tuple[list[list[Any]], Counter[str]]:
-    """Run cells in a real Jupyter kernel; give the outputs of each, and the messages by kind."""
-    import nbclient
-    import nbformat
-
-    Path(os.environ["HOME"]).mkdir(exist_ok=True)
-    seen: Counter[str] = Counter()
-
-    class Client(nbclient.NotebookClient):
-        def process_message(self, message: Any, cell: Any, index: int) -> Any:
-            seen[message["msg_type"]] += 1
-            return super().process_message(message, cell, index)
-
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    env = {**os.environ, "PYTHONPATH": str(HERE), "HOME": str(folder)}
-    env["DAGKIT_STORE"] = str(folder / "store")
-    Client(book, timeout=120, allow_errors=True).execute(env=env)
-    return [cell.outputs for cell in book.cells], seen
-
-
-def pictured(output: Any) -> list[str]:
-    """Give the texts of the picture in an output of a notebook."""
-    (data,) = re.findall(r'base64,([^"]+)"', output["data"]["text/html"])
-    return drawn(base64.b64decode(data).decode())
-
-
-LIVE = """
-import os, signal, threading, time
-from dagkit import Pipeline, Step, step
-@step
-def load(path):
-    time.sleep(0.3); return 1
 @step(cache=True)
-def clean(load):
-    time.sleep(0.3); return load
-@step
-def fit(clean, alpha=0.1):
-    time.sleep(0.3)
-    if alpha > 1: raise ValueError("alpha is too large")
-    if alpha < 0: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)
-    return alpha
-@step
-def report(fit):
-    return str(fit)
-pipeline = Pipeline(__name__)
+def squares(n: int) -> list[int]:
+    return [i * i for i in range(n)]
+
+
+@step(cache=True)
+def largest(squares: list[int]) -> int:
+    return max(squares)
+
+
+@pytest.fixture
+def cached_pair() -> Pipeline:
+    return Pipeline(squares, largest)
+
+
+def count_entries(pipeline: Pipeline) -> int:
+    return sum(len(names) for _, _, names in os.walk(Path(pipeline.store.path, "entries")))
+
+
+# Edits. The project runs in a new process each time, as a user's would.
+
+PROJECT = {
+    "helpers.py": """
+        def strip(text):
+            return [int(x) for x in text.split()]
+    """,
+    "app.py": """
+        from dagkit import step
+        import helpers
+        @step(cache=True)
+        def raw(path):
+            print("raw")
+            return path.read_text()
+        @step(cache=True)
+        def clean(raw):
+            print("clean")
+            return helpers.strip(raw)
+        @step(cache=True, outputs=("train", "test"))
+        def split(clean):
+            print("split")
+            return clean[:2], clean[2:]
+        @step(cache=True)
+        def model(train, alpha=0.1):
+            print("model")
+            return sum(train) * 10 * alpha
+    """,
+    "data.txt": "1 2 3",
+}
+RUN_PROJECT = """
+import json, os
+from pathlib import Path
+import app, dagkit
+loads, load = [], dagkit.Store._load
+def load_and_note(self, entry, name):
+    loads.append(name)
+    return load(self, entry, name)
+dagkit.Store._load = load_and_note
+inputs = json.loads(os.environ.get("INPUTS", "{}"))
+run = dagkit.Pipeline(app).run("model", path=Path("data.txt"), **inputs)
+print(loads, run["model"])
 """
 
 
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Any]], Counter[str]]:
-    return executed(
-        tmp_path_factory.mktemp("notebook"),
-        LIVE,
-        "pipeline",
-        "pipeline.plan(path='x')",
-        "run = pipeline.run(path='x')",
-        "run",
-        "pipeline.run(path='x', alpha=2)",
-        "pipeline.run(path='x', alpha=-1)",
-        "from concurrent.futures import ThreadPoolExecutor\n"
-        "with ThreadPoolExecutor(2) as pool:\n"
-        "    Pipeline(pipeline, executor=pool).run('fit', path='y')\n",
-        "import loky\npool = loky.ProcessPoolExecutor(2)\n"
-        "Pipeline(pipeline, executor=pool).run('fit', path='z')\npool.shutdown();",
-        "from distributed import Client\n"
-        "with Client(n_workers=1, dashboard_address=':0') as client:\n"
-        "    Pipeline(pipeline, executor=client).run('fit', path='w');",
-        "quick = Pipeline({'more': lambda x: x + 1}).run(x=1)",
-        "@step\ndef report(fit):\n    return [fit]\npipeline.plan('report', path='x')",
-        "pipeline.run(path='v')",
-    )
+def test_an_edit_runs_what_it_may_change_and_stops_where_a_value_is_equal(tmp_path: Path) -> None:
+    """Nothing is loaded that nothing needs: the list shows the loads, the target's comes last."""
+    write_files(tmp_path, PROJECT)
+
+    def run(file: str = "app.py", old: str = "", new: str = "", inputs: str = "{}") -> str:
+        text = (tmp_path / file).read_text()
+        assert old in text
+        if old:
+            (tmp_path / file).write_text(text.replace(old, new))
+        code = f"import os; os.chdir({str(tmp_path)!r})\n{RUN_PROJECT}"
+        return " ".join(run_in(tmp_path, code, INPUTS=inputs).splitlines())
+
+    assert run() == "raw clean split model ['raw', 'clean', 'train', 'model'] 3.0"
+    assert run() == "['model'] 3.0"
+    assert run("helpers.py", "def", "# A comment\n\ndef") == "['model'] 3.0"
+    assert run("helpers.py", "int(x)", "0 + int(x)") == "clean ['raw', 'model'] 3.0"
+    assert run("app.py", "clean[2:]", "clean[2:] * 2") == "split ['clean', 'model'] 3.0"
+    assert run("data.txt", "3", "4") == "raw clean split ['raw', 'clean', 'model'] 3.0"
+    assert run(inputs='{"alpha": 2.0}') == "model ['train', 'model'] 60.0"
+    everything = "raw clean split model ['raw', 'clean', 'train', 'model']"
+    assert run("data.txt", "1", "5") == f"{everything} 7.0"
+    assert run("data.txt", "5", "1") == "['model'] 3.0"
 
 
-def test_a_cell_shows_pipeline_plan_and_run(notebook: Any) -> None:
-    cells, _ = notebook
-    for index, text in ((1, "train"), (2, "not cached"), (4, "0.3 s")):
-        (output,) = cells[index]
-        assert output["output_type"] == "execute_result"
-        assert {"text/plain", "text/html"} <= output["data"].keys()
-        assert "load" in pictured(output)
-        assert index == 1 or text in pictured(output)
-    assert "clean" in cells[11][0]["data"]["text/plain"]
+EDITED_PROJECT = {
+    "helpers.py": """
+        def strip_units(text):
+            return [int(x) for x in text.split()]
+    """,
+    "app.py": """
+        from dagkit import step
+        import helpers
+        LIMIT = 5
+        @step
+        def load(seed=0):
+            return [seed]
+        @step(cache=True)
+        def raw(path):
+            return path.read_text()
+        @step(cache=True)
+        def clean(raw):
+            return helpers.strip_units(raw)
+        @step(cache=True)
+        def model(clean, alpha=0.1):
+            return alpha * sum(clean[:LIMIT])
+        @step(cache=True)
+        def report(load, model, title="A"):
+            return f"{title} {load} {model}"
+    """,
+    "data.txt": "1 2 3",
+}
 
 
-@pytest.mark.parametrize(
-    ("index", "present", "kind"),
-    [
-        (3, {"4 ran"}, ""),
-        (5, {"1 failed", "ValueError", "1 cached", "needs fit"}, "ValueError"),
-        (6, {"1 failed", "interrupted", "1 skipped", "needs fit"}, "KeyboardInterrupt"),
-        (7, {"2 ran", "1 cached"}, ""),
-        (8, {"2 ran", "1 cached"}, ""),
-        (9, {"2 ran", "1 cached"}, ""),
-    ],
-)
-def test_a_live_run_leaves_one_output_with_the_last_state(
-    notebook: Any, index: int, present: set[str], kind: str
+class Project:
+    """A small project that is edited and imported again in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = write_files(folder, EDITED_PROJECT)
+        self.inputs: dict[str, Any] = {"path": Path("data.txt")}
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        text = (self.folder / file).read_text()
+        assert old in text
+        (self.folder / file).write_text(text.replace(old, new))
+
+    def make_pipeline(self) -> Pipeline:
+        modules = {}
+        for name in ("helpers", "app"):
+            modules[name] = sys.modules[name] = types.ModuleType(name)
+            modules[name].__file__ = str(self.folder / f"{name}.py")
+            exec((self.folder / f"{name}.py").read_text(), vars(modules[name]))
+        return Pipeline(modules["app"])
+
+
+@pytest.fixture
+def edited_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for name in ("helpers", "app"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return Project(tmp_path / "work")
+
+
+def edit_code_and_input(project: Project) -> None:
+    project.inputs["alpha"] = 0.3
+    project.edit("app.py", "alpha * sum", "2 * alpha * sum")
+
+
+REASONS: dict[str, tuple[Callable[[Project], Any], list[str]]] = {
+    "nothing": (lambda project: None, []),
+    "a comment": (lambda project: project.edit("app.py", "LIMIT = 5", "LIMIT = 5  # five"), []),
+    "a helper": (
+        lambda project: project.edit("helpers.py", "int(x)", "0 + int(x)"),
+        ["clean stale: code changed: helper helpers.strip_units", "model maybe: after clean"],
+    ),
+    "a body": (
+        lambda project: project.edit("app.py", "alpha * sum", "2 * alpha * sum"),
+        ["model stale: code changed: model"],
+    ),
+    "a constant": (
+        lambda project: project.edit("app.py", "LIMIT = 5", "LIMIT = 6"),
+        ["model stale: code changed: constant LIMIT"],
+    ),
+    "an input": (
+        lambda project: project.inputs.update(alpha=0.3),
+        ["model stale: input alpha 0.1 → 0.3"],
+    ),
+    "a default": (
+        lambda project: project.edit("app.py", "alpha=0.1", "alpha=0.3"),
+        ["model stale: input alpha 0.1 → 0.3"],
+    ),
+    "code and an input": (
+        edit_code_and_input,
+        ["model stale: code changed: model; input alpha 0.1 → 0.3"],
+    ),
+    "an input beside a step that always runs": (
+        lambda project: project.inputs.update(title="B"),
+        ["report stale: input title 'A' → 'B'"],
+    ),
+    "the content of a file": (
+        lambda project: project.edit("data.txt", "3", "4"),
+        ["raw stale: file data.txt changed", "clean maybe: after raw", "model maybe: after raw"],
+    ),
+    "another file": (
+        lambda project: project.inputs.update(path=Path("app.py")),
+        [
+            f"raw stale: input path {summarize(Path('data.txt'))} → {summarize(Path('app.py'))}",
+            "clean maybe: after raw",
+            "model maybe: after raw",
+        ],
+    ),
+    "an option": (
+        lambda project: project.edit("app.py", "True)\ndef clean", "True, version=2)\ndef clean"),
+        ["clean stale: version changed", "model maybe: after clean"],
+    ),
+    "an age": (
+        lambda project: project.edit(
+            "app.py",
+            "step(cache=True)\ndef clean",
+            "step(cache=__import__('datetime').timedelta(seconds=-1))\ndef clean",
+        ),
+        ["clean stale: expired", "model maybe: after clean"],
+    ),
+    "a store without the step": (
+        lambda project: Store().clear("clean"),
+        ["clean new: never ran", "model maybe: after clean"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_plan_gives_the_reason_of_each_step_that_will_or_may_run(
+    name: str, edited_project: Project
 ) -> None:
-    """On the calling thread, after an error, after Ctrl-C; on threads, processes and Dask."""
-    cells, _ = notebook
-    shown = [output for output in cells[index] if output["output_type"] == "display_data"]
-    assert len(shown) == 1
-    assert shown[0]["data"].keys() >= {"text/plain", "text/html"}
-    assert present <= set(pictured(shown[0]))
-    errors = [o["ename"] for o in cells[index] if o["output_type"] == "error"]
-    assert errors == [kind] * bool(kind)
+    """Of the steps that are not listed, ``report`` comes after a step that always runs."""
+    project = edited_project
+    change, expected = REASONS[name]
+    project.make_pipeline().run(**project.inputs)
+    change(project)
+    lines = list_plan(project.make_pipeline().plan(**project.inputs))
+    assert lines.pop(0) == "load uncached: "
+    if not any(line.startswith("report") for line in expected):
+        expected = [*expected, "report maybe: after load"]
+    assert [line for line in lines if not line.endswith(" fresh: ")] == expected
 
 
-def test_a_short_run_does_not_flash_and_frames_are_few(notebook: Any) -> None:
-    cells, seen = notebook
-    assert cells[10] == []
-    live, result = cells[12]  # a run that the cell shows already is told in a line
-    assert "3 ran" in pictured(live)
-    assert result["data"].keys() == {"text/plain"}
-    assert 6 <= seen["update_display_data"] <= 60
-
-
-def test_a_live_picture_never_moves() -> None:
-    """From frame to frame only looks and notes change: sizes and places stay."""
-    made = flow()
-    scene = made._shows(made._prepare((), dict(FLOW))[0], {})
-    live = dagkit._Live(scene, list(made.steps.values()))
-    frames: list[str] = []
-    live.draw = lambda now, seconds: frames.append(dagkit._svg(live.scene))  # type: ignore[method-assign]
-    live.pause = live.next = 0.0
-
-    def listen(event: Event) -> None:
-        live(event)
-        live.draw(0, 0)
-
-    Pipeline(made, on_event=listen, on_error="continue").run(**FLOW)
-    assert len(frames) > 12
-    boxes = [
-        re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="40"', f)
-        for f in frames
+def test_the_reason_for_another_python_or_package(
+    cached_pair: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached_pair.run(n=3)
+    now = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    monkeypatch.setattr(dagkit, "_PYTHON_VERSION", "3.99")
+    assert list_plan(cached_pair.plan(n=3)) == [
+        f"squares stale: Python {now} → 3.99",
+        f"largest stale: Python {now} → 3.99",
     ]
-    assert boxes[1:] == boxes[:-1]
-    assert len({re.findall(r'svg" width="\d+" height="(\d+)"', f)[0] for f in frames}) == 1
 
 
-def test_a_display_that_fails_is_one_warning_and_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+def test_nothing_is_loaded_before_a_target_is_asked_for(
+    cached_pair: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(*args: object) -> None:
-        raise OSError("the frontend is gone")
+    cached_pair.run(n=4)
+    loads: list[str] = []
+    load = Store._load
 
-    monkeypatch.setattr(dagkit, "_notebook_cell", lambda: 1)
-    monkeypatch.setattr(dagkit._Live, "draw", breaks)
+    def load_and_note(self: Store, entry: Any, name: str) -> Any:
+        loads.append(name)
+        return load(self, entry, name)
 
-    def slow() -> int:
-        time.sleep(0.45)
-        return 1
-
-    run, texts = warned(lambda: Pipeline(slow, {"last": lambda slow: slow}).run())
-    assert run["last"] == 1
-    assert len(texts) == 1
-    assert "the frontend is gone" in texts[0]
-
-
-# --- a real browser
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-# CI installs one, and fails if a test is skipped; a contributor without one can test the rest.
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+    monkeypatch.setattr(Store, "_load", load_and_note)
+    run = cached_pair.run(n=4)
+    assert (loads, get_statuses(run)) == ([], "squares cached, largest cached")
+    assert (run["largest"], run["largest"], loads) == (9, 9, ["largest"])
+    cached_pair.plan(n=4)
+    assert loads == ["largest"]
 
 
-def browse(page: Path, folder: Path, *flags: str, anchor: str = "") -> str:
-    """Open a page in headless Chromium; give what it printed."""
-    switches = (
-        "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run "
-        "--disable-component-update --disable-sync --window-size=1000,900"
-    )
-    done = subprocess.run(
-        [str(CHROMIUM), *switches.split(), f"--user-data-dir={folder / 'profile'}", *flags,
-         page.as_uri() + anchor],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# Keys
 
 
-def pixels(path: Path) -> Counter[Any]:
-    """Count the colours of a PNG."""
-    import matplotlib.image
+def test_every_kind_of_input_is_told_apart_by_a_cached_step() -> None:
+    @step(cache=True)
+    def kind(x: Any) -> str:
+        return f"{type(x).__name__} {x!r}"
 
-    image = (matplotlib.image.imread(path) * 255).astype(int)
-    return Counter(map(tuple, image[:, :, :3].reshape(-1, 3).tolist()))
-
-
-@in_browser
-@pytest.mark.parametrize(("scheme", "paper"), [(1, (255, 255, 255)), (0, (27, 30, 35))])
-def test_the_page_opens_from_disk_in_light_and_dark(
-    tmp_path: Path, scheme: int, paper: tuple[int, ...]
-) -> None:
-    flow().run(**FLOW).show().save(tmp_path / "ml.html")
-    shot = tmp_path / "shot.png"
-    browse(
-        tmp_path / "ml.html", tmp_path, f"--screenshot={shot}",
-        f"--blink-settings=preferredColorScheme={scheme}",
-    )  # fmt: skip
-    found = pixels(shot)
-    assert found.most_common(1)[0][0] == paper
-    looks = [dagkit._LOOKS[status] for status in ("ran", "failed")]
-    for look in looks:
-        colour = look.light if scheme else look.dark
-        assert found[tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))] > 50
+    pipeline = Pipeline(kind)
+    for value in (1, True, 1.0, "1", b"1", 0.0, -0.0, [1], (1,), {1}):
+        assert pipeline.run(x=value)["kind"] == f"{type(value).__name__} {value!r}"
+    assert count_entries(pipeline) == 10
 
 
-@in_browser
-def test_a_deep_link_leads_to_the_step_and_hostile_text_stays_text(tmp_path: Path) -> None:
-    Pipeline([hostile, skipper], on_error="continue").run().show().save(tmp_path / "page.html")
-    dom = browse(tmp_path / "page.html", tmp_path, "--dump-dom", anchor="#hostile")
-    (part,) = re.findall(r'<div id="hostile">.*?</div>', dom, re.DOTALL)
-    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in part
-    assert "<img" not in dom
-    assert "Traceback" in part
+@pytest.mark.parametrize("version", [1, "a", (1, "b")])
+def test_version_is_part_of_the_key(version: Any) -> None:
+    def answer() -> int:
+        return 42
+
+    for value, expected in ((None, "ran"), (version, "ran"), (version, "cached"), (None, "cached")):
+        pipeline = Pipeline(Step(answer, cache=True, version=value))
+        assert get_statuses(pipeline.run()) == f"answer {expected}"
 
 
-@in_browser
-@pytest.mark.parametrize("scheme", [1, 0])
-def test_a_notebook_as_a_web_page_shows_the_picture(tmp_path: Path, scheme: int) -> None:
-    """By nbconvert, as GitHub and others do it: the image is there without any script."""
-    import nbconvert
-    import nbformat
+def test_arguments_that_are_bound_otherwise_are_another_call() -> None:
+    def subtract(a: int, b: int) -> int:
+        return a - b
 
-    data = flow()._repr_mimebundle_()
-    output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
-    cell = nbformat.v4.new_code_cell("pipeline", outputs=[output], execution_count=1)
-    book = nbformat.v4.new_notebook(cells=[cell])
-    text, _ = nbconvert.HTMLExporter(template_name="basic").from_notebook_node(book)
-    page = tmp_path / "book.html"
-    page.write_text(f"<!doctype html><meta charset=utf-8><body>{text}</body>")
-    colours = f"--blink-settings=preferredColorScheme={scheme}"
-    browse(page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}", colours)
-    assert "data:image/svg+xml;base64," in text
-    assert "<details>" in text
-    found = pixels(tmp_path / "shot.png")
-    assert found[(255, 255, 255) if scheme else (27, 30, 35)] > 10_000  # the picture's own paper
-    assert len(found) > 20
+    for args, value in (({"a": "x", "b": "y"}, 3), ({"a": "y", "b": "x"}, -3)):
+        pipeline = Pipeline(Step(subtract, args=args, cache=True))
+        assert pipeline.run(x=5, y=2)["subtract"] == value
 
 
-########################################################################################
-### Plan
-########################################################################################
+def test_an_ignored_argument_does_not_count_in_the_key() -> None:
+    def fit(data: int, n_jobs: int = 1) -> tuple[int, int]:
+        return data, n_jobs
+
+    pipeline = Pipeline(Step(fit, cache=True, ignore="n_jobs"))
+    assert pipeline.run(data=1, n_jobs=2)["fit"] == (1, 2)
+    assert pipeline.run(data=1, n_jobs=8)["fit"] == (1, 2)
+    assert pipeline.plan(data=2)["fit"].reason == "input data 1 → 2"
+    other = Pipeline(Step(fit, cache=True, ignore="data"))
+    assert other.run(data=7, n_jobs=1)["fit"] == (7, 1)
 
 
-def reasons(plan: Plan) -> list[str]:
-    return [f"{x.name} {x.status}: {x.reason}" for x in plan.values()]
+def test_an_ignored_value_that_only_a_run_can_make_leaves_a_step_fresh() -> None:
+    def jobs() -> int:
+        return 4
+
+    def fit(data: int, jobs: int) -> int:
+        return data
+
+    pipeline = Pipeline(jobs, Step(fit, cache=True, ignore="jobs"))
+    pipeline.run(data=1)
+    assert list_plan(pipeline.plan(data=1)) == ["jobs uncached: ", "fit fresh: "]
 
 
-def test_a_plan_says_what_would_run_and_why(app: Callable[..., str]) -> None:
-    """The list at the end shows that nothing was loaded; no step printed its name."""
-    fresh = "raw fresh:  clean fresh:  split fresh:  model fresh:  []"
-    assert app(PLAN="1") == (
-        "raw new: never ran clean new: never ran split new: never ran model new: never ran []"
-    )
-    app()
-    assert app(PLAN="1") == fresh
-    assert app(PLAN="1", INPUTS='{"alpha": 0.3}') == fresh.replace(
-        "model fresh: ", "model stale: input alpha 0.1 → 0.3"
-    )
-    assert app("data.txt", "1", "5", PLAN="1") == (
-        "raw stale: input path changed clean stale: after raw split stale: after clean "
-        "model stale: after split []"
-    )
-    app("data.txt", "5", "1")
-    assert app("helpers.py", "int(x)", "1 * int(x)", PLAN="1") == (
-        "raw fresh:  clean stale: code changed: helper helpers.strip split stale: after clean "
-        "model stale: after split []"
-    )
-    app()
-    assert app(PLAN="1") == fresh
-    assert app("app.py", "alpha=0.1", "alpha=0.3", PLAN="1") == fresh.replace(
-        "model fresh: ", "model stale: input alpha 0.1 → 0.3"
-    )
+def test_none_is_stored_and_an_exception_is_not() -> None:
+    @step(cache=True)
+    def nothing() -> None:
+        pass
+
+    pipeline = Pipeline(nothing)
+    assert [get_statuses(pipeline.run()) for _ in range(2)] == ["nothing ran", "nothing cached"]
+    assert pipeline.run()["nothing"] is None
+
+    def fails() -> None:
+        raise ValueError("no")
+
+    failing = Pipeline(Step(fails, cache=True), on_error="continue")
+    assert [get_statuses(failing.run()) for _ in range(2)] == ["fails failed"] * 2
+    assert count_entries(failing) == 1
 
 
-def test_a_plan_is_a_table_and_a_mapping(kept: Pipeline) -> None:
-    made = Pipeline(kept, Step(lambda biggest: -biggest, name="least"))
-    made.run("squares", n=3)
-    plan = made.plan(n=3)
-    assert re.sub(r"\d+(\.\d)? m?s\b", "T", str(plan)) == (
-        "pipeline · 3 steps, 1 input · 1 fresh, 2 new\n"
-        "  squares   n         ✓ fresh   saves T\n"
-        "  biggest   squares   ○ new     never ran\n"
-        "  least     biggest   ○ new     not cached"
-    )
-    assert repr(plan) == "<Plan of 'pipeline': 1 fresh, 2 new>"
-    assert (list(plan), plan["biggest"].reason) == (["squares", "biggest", "least"], "never ran")
-    with pytest.raises(NoValueError, match="'bigest' is no step of this plan"):
-        plan["bigest"]
+def test_after_a_failure_finished_results_are_there() -> None:
+    @step
+    def broken(squares: list[int]) -> int:
+        raise ZeroDivisionError
+
+    for expected in ("ran", "cached"):
+        pipeline = Pipeline(squares, broken, on_error="continue")
+        assert get_statuses(pipeline.run(n=3)) == f"squares {expected}, broken failed"
+
+
+def fail_once() -> None:
+    """Fail until the variable TRIES has counted down to 0."""
+    os.environ["TRIES"] = str(int(os.environ["TRIES"]) - 1)
+    if os.environ["TRIES"] != "0":
+        raise OSError
+
+
+def test_async_steps_and_retries_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIES", "2")
+
+    @step(cache=True)
+    async def slow(n: int) -> int:
+        await asyncio.sleep(0)
+        return n + 1
+
+    @step(cache=True, retries=2)
+    def shaky(slow: int) -> int:
+        fail_once()
+        return slow * 2
+
+    pipeline = Pipeline(slow, shaky)
+    run = pipeline.run(n=1)
+    assert (run.steps["shaky"].attempts, run["shaky"]) == (2, 4)
+    run = pipeline.run(n=1)
+    assert (get_statuses(run), run["shaky"]) == ("slow cached, shaky cached", 4)
+
+
+def test_a_chain_of_1000_cached_steps_is_reused() -> None:
+    chain = [Step(make_function("s0", "x", body="return x"), cache=True)]
+    for i in range(1, 1000):
+        function = make_function(f"s{i}", f"s{i - 1}", body=f"return s{i - 1} + 1")
+        chain.append(Step(function, cache=True))
+    pipeline = Pipeline(chain)
+    assert pipeline.run("s999", x=1)["s999"] == 1000
+    run = pipeline.run("s999", x=1)
+    assert {state.status for state in run.steps.values()} == {"cached"}
+    assert run["s999"] == 1000
+
+
+def test_a_cached_step_never_hides_behind_an_uncached_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    @step
+    def reading() -> str:
+        return os.environ["READING"]
+
+    @step(cache=True)
+    def quoted(reading: str) -> str:
+        return f"<{reading}>"
+
+    pipeline = Pipeline(reading, quoted)
+    for text, expected in (("a", "ran"), ("b", "ran"), ("a", "cached")):
+        monkeypatch.setenv("READING", text)
+        run = pipeline.run("quoted")
+        assert (run["quoted"], get_statuses(run)) == (
+            f"<{text}>",
+            f"reading ran, quoted {expected}",
+        )
+
+
+def test_a_timedelta_is_how_long_a_result_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(Step(lambda: 1, name="price", cache=timedelta(hours=1)))
+    assert [get_statuses(pipeline.run()) for _ in range(2)] == ["price ran", "price cached"]
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3500)
+    assert get_statuses(pipeline.run()) == "price cached"
+    monkeypatch.setattr(time, "time", lambda: now + 3700)
+    assert list_plan(pipeline.plan()) == ["price stale: expired"]
+    assert [get_statuses(pipeline.run()) for _ in range(2)] == ["price ran", "price cached"]
+
+
+# Plans
 
 
 def test_a_plan_of_what_a_run_will_refuse_or_not_look_at() -> None:
-    """A plan has no opinion on a map over no list; what no cached step takes is not looked at."""
-    made = Pipeline(
+    """A plan has no opinion on a map over no list, and reads nothing that no cached step takes."""
+    pipeline = Pipeline(
         Step(len, args={"obj": "x"}, map="obj", cache=True), Step(id, args={"obj": "y"})
     )
-    reasons = [step.reason for step in made.plan(x=5, y=threading.Lock()).values()]
-    assert reasons == ["never ran", "not cached"]
+    plan = pipeline.plan(x=5, y=threading.Lock())
+    assert list_plan(plan) == ["len new: never ran", "id uncached: "]
 
 
-def test_a_plan_and_a_run_agree(kept: Pipeline) -> None:
-    """Whatever is in the store, fresh steps are reused and no others."""
+def test_a_plan_and_a_run_agree(cached_pair: Pipeline) -> None:
+    """Whatever is in the store, fresh steps are reused, and new and uncached ones run."""
     size = Step(len, args={"obj": "squares"}, cache=True)
-    made = Pipeline(kept, Step(lambda n: n, name="seed"), size)
-    for n, clear in ((3, None), (3, "biggest"), (4, None), (3, "squares"), (4, "len"), (4, None)):
+    pipeline = Pipeline(cached_pair, Step(lambda n: n, name="seed"), size)
+    for n, clear in ((3, None), (3, "largest"), (4, None), (3, "squares"), (4, "len"), (4, None)):
         if clear:
-            made.store.clear(clear)
-        plan = made.plan(n=n)
-        run = made.run(n=n)
-        fresh = {x.name for x in plan.values() if x.status == "fresh"}
-        cached = {x.name for x in run.steps.values() if x.status == "cached"}
+            pipeline.store.clear(clear)
+        plan = pipeline.plan(n=n)
+        run = pipeline.run(n=n)
+        fresh = {state.name for state in plan.values() if state.status == "fresh"}
+        running = {state.name for state in plan.values() if state.status in ("new", "uncached")}
+        cached = {state.name for state in run.steps.values() if state.status == "cached"}
         assert fresh <= cached
-        assert {x.name for x in plan.values() if x.reason in ("never ran", "not cached")} <= (
-            run.steps.keys() - cached
-        )
+        assert running.isdisjoint(cached)
 
 
 def test_a_plan_loads_the_stored_list_that_a_map_goes_through_and_no_more() -> None:
     """Without that, all that comes after such a map would look stale for ever."""
-    listed = Step(lambda n: list(range(n)), name="listed", cache=True)
-    doubled = Step(lambda x: 2 * x, name="doubled", args={"x": "listed"}, map="x", cache=True)
-    total = Step(sum, args={"iterable": "doubled"}, cache=True)
-    made = Pipeline(listed, doubled, total)
-    made.run(n=3)
-    assert {x.status for x in made.plan(n=3).values()} == {"fresh"}
-    made.store.clear("listed")
-    assert reasons(made.plan(n=3)) == [
-        "listed new: never ran",
-        "doubled stale: after listed",
-        "sum stale: after doubled",
+    numbers = Step(lambda n: list(range(n)), name="numbers", cache=True)
+    doubled = Step(lambda x: 2 * x, name="doubled", args={"x": "numbers"}, map="x", cache=True)
+    pipeline = Pipeline(numbers, doubled, Step(sum, args={"iterable": "doubled"}, cache=True))
+    pipeline.run(n=3)
+    assert {state.status for state in pipeline.plan(n=3).values()} == {"fresh"}
+    pipeline.store.clear("numbers")
+    assert list_plan(pipeline.plan(n=3)) == [
+        "numbers new: never ran",
+        "doubled maybe: after numbers",
+        "sum maybe: after numbers",
     ]
 
 
-def test_the_reason_of_a_step_that_ran_is_that_of_the_plan(kept: Pipeline) -> None:
-    assert kept.run(n=3).steps["squares"].reason == "never ran"
-    why = "input n 3 → 4"
-    assert reasons(kept.plan(n=4)) == [f"squares stale: {why}", "biggest stale: after squares"]
-    assert kept.run(n=4).steps["squares"].reason == why
+def test_the_reason_of_a_step_that_ran_is_that_of_the_plan(cached_pair: Pipeline) -> None:
+    assert cached_pair.run(n=3).steps["squares"].reason == "never ran"
+    reason = "input n 3 → 4"
+    expected = [f"squares stale: {reason}", "largest maybe: after squares"]
+    assert list_plan(cached_pair.plan(n=4)) == expected
+    run = cached_pair.run(n=4)
+    assert run.steps["squares"].reason == reason
+    assert run.steps["largest"].reason == "after squares"
 
 
-def test_the_reason_for_another_version_or_unreadable_entry(kept: Pipeline) -> None:
-    one, two = (Pipeline(Step(len, args={"obj": "x"}, cache=True, version=v)) for v in (1, 2))
-    one.run(x="a")
-    assert reasons(two.plan(x="a")) == ["len stale: version changed"]
-    (path,) = entries(one)
-    path.write_bytes(flip(path.read_bytes(), 2000))
-    assert warned(lambda: reasons(one.plan(x="a")))[0] == ["len stale: unreadable entry"]
+def test_a_step_after_a_fresh_one_names_the_value_that_differs(cached_pair: Pipeline) -> None:
+    cached_pair.run(n=4)
+    cached_pair.run("squares", n=3)
+    expected = ["squares fresh: ", "largest stale: value squares changed"]
+    assert list_plan(cached_pair.plan(n=3)) == expected
+    assert cached_pair.run(n=3).steps["largest"].reason == "value squares changed"
+
+
+def test_a_step_that_always_runs_is_uncached_however_often_it_ran(cached_pair: Pipeline) -> None:
+    pipeline = Pipeline(cached_pair, Step(lambda largest: -largest, name="least"))
+    for _ in range(3):
+        pipeline.run(n=3)
+    assert list_plan(pipeline.plan(n=3))[-1] == "least uncached: "
 
 
 def test_what_has_no_fingerprint_never_gives_a_hit_and_the_plan_names_it() -> None:
@@ -4272,41 +4908,21 @@ def test_what_has_no_fingerprint_never_gives_a_hit_and_the_plan_names_it() -> No
     def open_(lock: Any) -> int:
         return 1
 
-    made, lock = Pipeline(clean, after, open_), threading.Lock()
+    pipeline = Pipeline(clean, after, open_)
+    inputs = {"n": 1, "lock": threading.Lock()}
     for expected in ("ran", "cached"):  # what follows goes by the value
-        plan = made.plan(n=1, lock=lock)
-        why = "no fingerprint: clean -> closure db -> sqlite3.Connection"
-        assert reasons(plan)[0] == f"clean stale: {why}"
+        plan = pipeline.plan(**inputs)
+        reason = "no fingerprint: clean -> closure db -> sqlite3.Connection"
+        assert list_plan(plan)[0] == f"clean uncached: {reason}"
         assert plan["open_"].reason == "no fingerprint: _thread.lock"
-        run = made.run(n=1, lock=lock)
-        assert [run.steps[x].status for x in ("clean", "open_", "after")] == [
-            "ran",
-            "ran",
-            expected,
-        ]
+        run = pipeline.run(**inputs)
+        statuses = [run.steps[name].status for name in ("clean", "open_", "after")]
+        assert statuses == ["ran", "ran", expected]
     db.close()
 
 
-def test_what_was_pruned_is_fresh_only_if_nothing_that_runs_needs_it(kept: Pipeline) -> None:
-    def told(biggest: int) -> str:
-        return str(biggest)
-
-    made = Pipeline(kept, told)
-    made.run(n=4)
-    made.store.prune(max_bytes=0)
-    assert reasons(made.plan("told", n=4)) == [
-        "squares stale: payload pruned",
-        "biggest stale: payload pruned",
-        "told new: not cached",
-    ]
-    assert went(made.run("told", n=4)) == "squares ran, biggest ran, told ran"
-    made.store.prune(max_bytes=0)
-    made.run("squares", n=4)
-    assert reasons(made.plan("told", n=4))[0] == "squares fresh: "
-
-
 def test_a_module_that_cannot_be_imported_any_more_is_a_reason(tmp_path: Path) -> None:
-    write(tmp_path / "app", {
+    write_files(tmp_path / "app", {
         "models.py": "import os\nif 'BROKEN' in os.environ: raise RuntimeError\nclass M: pass\n",
         "app.py": """
             from dagkit import step
@@ -4316,827 +4932,486 @@ def test_a_module_that_cannot_be_imported_any_more_is_a_reason(tmp_path: Path) -
                 return M()
         """,
     })  # fmt: skip
-    code = "import app, dagkit; made = dagkit.Pipeline(app); "
-    run_in(tmp_path / "app", code + "made.run()")
-    shown = run_in(tmp_path / "app", code + "print(made.plan()['model'].reason)", BROKEN="1")
-    assert shown == "code models:M is gone\n"
+    code = "import app, dagkit; pipeline = dagkit.Pipeline(app); "
+    run_in(tmp_path / "app", code + "pipeline.run()")
+    code += "print(pipeline.plan()['model'].reason)"
+    assert run_in(tmp_path / "app", code, BROKEN="1") == "code M is gone\n"
 
 
-########################################################################################
-### Run record
-########################################################################################
+# Changes in place
 
 
-def test_run_is_a_mapping_of_its_targets_with_inputs_and_steps(shop: Pipeline) -> None:
-    run = shop.run("mean", prices=[1, 2])
-    assert isinstance(run, Run)
-    assert run.inputs == {"prices": [1, 2], "digits": 2}
-    assert {name: s.status for name, s in run.steps.items()} == {"total": "ran", "mean": "ran"}
-    assert all(0 <= s.seconds < 10 and s.attempts == 1 for s in run.steps.values())
-    assert run.errors == {}
-    assert re.fullmatch(r"<Run of 'pipeline': 2 ran, .* s>", repr(run))
+def test_cold_and_warm_runs_agree_when_a_step_changes_its_argument() -> None:
+    def make_rows() -> list[list[int]]:
+        return [[1], [2]]
+
+    def change(rows: list[list[int]]) -> int:
+        rows[0].append(5)
+        rows.append([3])
+        return sum(map(sum, rows))
+
+    def copy_rows(rows: list[list[int]], change: int) -> list[list[int]]:
+        return [*rows]
+
+    def make_both() -> tuple[list[list[int]], list[list[int]]]:
+        return make_rows(), make_rows()
+
+    for is_made_cached, is_copied_cached in itertools.product([True, False], [True, False]):
+        sources: list[tuple[list[Step], dict[str, Any]]] = [
+            ([Step(make_rows, name="rows", cache=is_made_cached)], {}),
+            ([Step(make_both, cache=is_made_cached, outputs=("rows", "rest"))], {}),
+            ([], {"rows": make_rows()}),
+        ]
+        for steps, inputs in sources:
+            shutil.rmtree(os.environ["DAGKIT_STORE"], ignore_errors=True)
+            values = []
+            for _ in range(3):
+                copied = Step(copy_rows, cache=is_copied_cached)
+                pipeline = Pipeline(steps, Step(change, cache=True), copied)
+                run = pipeline.run("change", "copy_rows", **copy.deepcopy(inputs))
+                values.append((run["change"], run["copy_rows"]))
+            assert values == [(11, make_rows())] * 3
 
 
-def test_a_name_without_a_value_says_why(shop: Pipeline) -> None:
-    run = shop.run("mean", prices=[1, 2])
-    with pytest.raises(NoValueError) as caught:
-        run["total"]
-    assert str(caught.value) == (
-        "'total' was no target of this run\n  known names: mean"
-    ) or "ran" in str(caught.value)
-    assert run.get("nothing", 7) == 7
-    assert "total" not in run
+def test_objects_inside_a_frame_are_ones_own_too() -> None:
+    @step
+    def frame() -> pd.DataFrame:
+        return pd.DataFrame({"a": [[1], [2]]})
+
+    @step(cache=True)
+    def change(frame: pd.DataFrame) -> int:
+        frame["a"][0].append(5)
+        return 0
+
+    @step
+    def first_cell(frame: pd.DataFrame, change: int) -> Any:
+        return frame["a"][0]
+
+    pipeline = Pipeline(frame, change, first_cell)
+    assert [pipeline.run("first_cell")["first_cell"] for _ in range(2)] == [[1], [1]]
 
 
-def test_record_is_ready_for_json(shop: Pipeline) -> None:
-    record = json.loads(json.dumps(shop.run("total", prices=[1]).record))
-    assert record["inputs"]["prices"]["value"] == [1]
-    assert record["steps"]["total"]["status"] == "ran"
-    assert (record["status"], record["dagkit"]) == ("ran", dagkit.__version__)
+def test_a_retried_step_gets_its_arguments_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIES", "2")
+
+    @step
+    def rows() -> list[int]:
+        return [1]
+
+    @step(cache=True, retries=1)
+    def grow(rows: list[int]) -> list[int]:
+        rows.append(2)
+        fail_once()
+        return rows
+
+    assert Pipeline(rows, grow).run("grow")["grow"] == [1, 2]
 
 
-# --- records
+def test_a_default_is_the_object_that_the_step_declares() -> None:
+    missing = object()
+
+    @step(cache=True)
+    def kind(x: int, fallback: Any = missing) -> str:
+        return "default" if fallback is missing else "given"
+
+    assert Pipeline(kind).run(x=1)["kind"] == "default"
 
 
-def kept_runs(made: Pipeline) -> list[dict[str, Any]]:
-    path = Path(made.store.path) / "runs.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def test_a_run_of_a_pipeline_with_a_store_is_a_line_of_json(shop: Pipeline) -> None:
-    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
-    made.run(prices=[1, 2])
-    (line,) = kept_runs(made)
-    assert list(line) == [
-        "id", "pipeline", "started", "seconds", "status", "error", "user", "host", "python",
-        "dagkit", "commit", "dirty", "inputs", "targets", "metrics", "steps",
-    ]  # fmt: skip
-    assert line["inputs"]["prices"]["value"] == [1, 2]
-    assert line["inputs"]["prices"]["fingerprint"] == dagkit._fingerprint([1, 2])
-    assert line["metrics"] == {"total": 3, "mean": 1.5, "low": 1, "high": 2, "spread": 1}
-    assert line["steps"]["mean"]["status"] == "ran"
-    assert (line["python"], line["dagkit"]) == (sys.version.split()[0], dagkit.__version__)
-    made.run("mean", prices=[1, 2])
-    first, second = kept_runs(made)
-    assert first["id"] != second["id"]
-    assert second["metrics"] == {"mean": 1.5}
-
-
-def test_a_plain_pipeline_records_nothing(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, shop: Pipeline
+@pytest.mark.parametrize("spoiling", ["a value", "a lock"])
+def test_what_others_do_while_a_step_waits_for_its_next_try_is_not_stored(
+    spoiling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("DAGKIT_STORE")
-    made = Pipeline(shop, secret=("prices",))
-    made.run(prices=[1])
-    assert made.history() == []
-    assert not (folder / ".dagkit").exists()
+    monkeypatch.setenv("TRIES", "2")
 
+    @step
+    def rows() -> list[Any]:
+        return [1]
 
-def test_metrics_of_reused_values_are_recorded_without_loading_them(kept: Pipeline) -> None:
-    made = Pipeline(kept, Step(lambda biggest: biggest, name="score", cache=True))
-    made.run("score", n=4)
-    made.store.prune(max_bytes=0)
-    run = made.run("biggest", n=4)
-    assert [x["metrics"] for x in kept_runs(made)] == [{"score": 9}, {"biggest": 9}]
-    assert run["biggest"] == 9
-
-
-def test_numbers_of_numpy_are_metrics_and_large_things_are_not() -> None:
-    values = {
-        "half": np.float32(0.5), "three": np.int64(3), "yes": np.bool_(True), "text": "a",
-        "long": "a" * 201, "none": None, "list": [1], "array": np.ones(1),
-        "date": np.datetime64(1, "s"),
-    }  # fmt: skip
-    found = dagkit._metrics(values)
-    assert found == {"half": 0.5, "three": 3, "yes": True, "text": "a"}
-    assert [type(x) for x in found.values()] == [float, int, bool, str]
-
-
-def test_failed_and_interrupted_runs_are_recorded(shop: Pipeline) -> None:
-    def stopped(mean: float) -> None:
-        raise KeyboardInterrupt
-
-    def breaks(total: float) -> None:
-        raise ValueError("no")
-
-    made = Pipeline(shop, breaks, store=os.environ["DAGKIT_STORE"])
-    with pytest.raises(ValueError, match="no"):
-        made.run("breaks", prices=[1])
-    with pytest.raises(KeyboardInterrupt):
-        Pipeline(shop, stopped, store=made.store).run("stopped", prices=[1])
-    failed, interrupted = kept_runs(made)
-    assert failed["status"] == interrupted["status"] == "failed"
-    assert failed["error"] == failed["steps"]["breaks"]["error"] == "ValueError: no"
-    assert interrupted["error"] == "KeyboardInterrupt"
-    assert interrupted["steps"]["mean"]["status"] == "ran"
-
-
-def test_history_is_a_table_of_what_differs(shop: Pipeline) -> None:
-    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
-    for digits, prices in ((0, [1, 2, 2]), (2, [1, 2, 2])):
-        made.run("mean", prices=prices, digits=digits)
-    rows = made.history()
-    assert [row["metrics.mean"] for row in rows] == [2.0, 1.67]
-    shown = re.sub(r" +", " ", re.sub(r"\d+(\.\d)? m?s$", "T", repr(rows), flags=re.MULTILINE))
-    assert shown == " digits mean seconds\n 0 2 T\n 2 1.67 T"
-    page = rows._repr_html_()  # type: ignore[attr-defined]
-    assert page.startswith('<table><tr><td style="text-align:left">digits</td>')
-    frame = pd.DataFrame(rows)
-    assert frame["inputs.digits"].tolist() == [0, 2]
-    assert frame["metrics.mean"].tolist() == [2.0, 1.67]
-    assert list(frame["status"]) == ["ran", "ran"]
-
-
-def test_failed_runs_are_seen_in_the_history_and_a_long_value_is_cut(folder: Path) -> None:
-    def fails(x: Any) -> None:
-        raise ValueError("no")
-
-    made = Pipeline(fails, store=os.environ["DAGKIT_STORE"], on_error="continue")
-    for x in (None, list(range(50))):
-        made.run(x=x)
-    head, first, second = [
-        re.split(" {3,}", line.strip()) for line in repr(made.history()).splitlines()
-    ]
-    assert head == ["x", "seconds", "status", "error"]
-    assert (first[0], first[2:]) == ("None", ["failed", "ValueError: no"])
-    assert re.fullmatch(r"\[0, 1, .*….*48, 49\]", second[0])
-
-
-def test_pipelines_of_one_store_are_told_apart_by_name(shop: Pipeline) -> None:
-    for name in ("one", "two", "one"):
-        made = Pipeline(shop, name=name)
-        made.run("total", prices=[1])
-        assert made.show().text.startswith(f"{name} · ")
-    assert [len(Pipeline(shop, name=name).history()) for name in ("one", "two", "")] == [2, 1, 0]
-
-
-def test_a_recorded_run_can_be_repeated(folder: Path) -> None:
-    """Inputs that are short JSON come back as they were, paths too; others must be given."""
-
-    def told(path: Path, options: dict[str, Any], pair: Any, frame: pd.DataFrame) -> str:
-        return f"{path.name} {options} {pair} {len(frame)}"
-
-    made = Pipeline(told, store=os.environ["DAGKIT_STORE"])
-    inputs = {"path": folder / "data/raw.csv", "options": {"a": [1, None]}, "pair": (1, 2)}
-    text = made.run(frame=TOWNS, **inputs)["told"]
-    again = made.history()[-1].inputs
-    assert again == {"path": folder / "data/raw.csv", "options": {"a": [1, None]}}
-    assert made.run(frame=TOWNS, pair=(1, 2), **again)["told"] == text
-    with pytest.raises(MissingInputError, match="'pair'"):
-        made.run(**again)
-    paths = [folder / "data/raw.csv", folder]
-    made.run(frame=TOWNS, pair=paths, **again)
-    assert made.history()[-1].inputs["pair"] == paths
-    (noted,) = {row["inputs.frame"] for row in made.history()}
-    assert noted == "DataFrame(3 x 2)"
-
-
-def test_secrets_are_never_written_nor_shown(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def fetch(token: str, region: str = "eu") -> int:
-        if region == "moon":
-            raise OSError("no such region")
-        return len(token)
-
-    made = Pipeline(Step(fetch, cache=True), secret=("token",), progress=True)
-    run = made.run(token="s3cr3t-a")
-    assert run.inputs["token"] == "s3cr3t-a"  # for who gave it
-    with pytest.raises(OSError, match="region") as caught:
-        made.run(token="s3cr3t-a", region="moon")
-    assert "token=<secret>" in caught.value.__notes__[0]
-    assert reasons(made.plan(token="s3cr3t-b")) == ["fetch stale: input token changed"]
-    plan, page = made.plan(token="s3cr3t-b"), folder / "page.html"
-    run.show().save(page)
-    shown = [
-        str(run),
-        plan.show().html,
-        page.read_text(),
-        json.dumps(run.record),
-        repr(made.history()),
-    ]
-    stored = [x.read_bytes() for x in Path(made.store.path).rglob("*") if x.is_file()]
-    everything = b" ".join(
-        [*stored, *(text.encode() for text in shown), *map(str.encode, capfd.readouterr())]
-    )
-    assert b"s3cr3t" not in everything
-    with pytest.raises(UnknownNameError, match=r"secret= names 'tokn'.*\n.*did you mean 'token'"):
-        Pipeline(fetch, secret="tokn").run(token="s3cr3t-a")
-    plain = dagkit._fingerprint("s3cr3t-a")
-    assert made.history()[0].inputs == {"region": "eu"}
-    for line in kept_runs(made):
-        noted = line["inputs"]["token"]
-        assert noted["text"] == "<secret>"
-        assert len(noted["fingerprint"]) == 64
-        assert noted["fingerprint"] != plain  # with a key: nobody can try all passwords
-
-
-def login(key: str = "s3cr3t-default") -> int:
-    return len(key)
-
-
-def test_a_value_pruned_after_the_run_is_not_made_of_an_input_that_was_changed() -> None:
-    def total_of(numbers: list[int]) -> int:
-        return sum(numbers)
-
-    def meddler(total_of: int, numbers: list[int]) -> None:
-        numbers.append(100)
-
-    made = Pipeline(Step(total_of, cache=True), meddler)
-    run = made.run(numbers=[1, 2])
-    made.store.prune(max_bytes=0)
-    with (
-        pytest.warns(DagkitWarning, match="it was cut short"),
-        pytest.raises(MutationError, match="a step changed the input 'numbers' in place"),
-    ):
-        run["total_of"]
-    assert made.run(numbers=[1, 2])["total_of"] == 3
-
-
-def test_files_that_only_uncached_steps_take_are_not_read_for_the_record(folder: Path) -> None:
-    os.mkfifo("data/endless")
-    made = Pipeline({"size": lambda path: 1}, Step(lambda n: n, name="same", cache=True))
-    made.run(path=[folder / "data"], n=1)
-    made.run(path=folder / "data" / "endless", n=1)
-    first, second = kept_runs(made)
-    assert first["inputs"]["path"] == {"paths": [str(folder / "data")], "fingerprint": ""}
-    assert second["inputs"]["path"]["path"] == str(folder / "data" / "endless")
-    assert len(second["inputs"]["n"]["fingerprint"]) == 64
-
-
-def test_the_default_of_a_secret_is_not_on_the_page(tmp_path: Path) -> None:
-    made = Pipeline(login, secret="key")
-    for shown in (made, made.plan(), made.run()):
-        shown.show().save(tmp_path / "page.html")
-        assert "s3cr3t" not in (tmp_path / "page.html").read_text() + shown.show().html
-
-
-def test_lines_of_many_processes_do_not_mix_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
-    code = """
-        import os
-        from dagkit import Pipeline, Step
-        made = Pipeline(Step(lambda n: "x" * 150, name="text"), store=os.environ["DAGKIT_STORE"])
-        for n in range(60):
-            made.run(n=n)
-    """
-    running = [start(code) for _ in range(4)]
-    for process in running:
-        process.communicate()
-        assert process.returncode == 0
-    made = Pipeline(Step(lambda n: n, name="text"), store=os.environ["DAGKIT_STORE"])
-    rows = [x for x in made.store._records()]
-    assert Counter(x["inputs"]["n"]["value"] for x in rows) == dict.fromkeys(range(60), 4)
-    with open(tmp_path / "store" / "runs.jsonl", "ab") as file:
-        file.write(b'{"id": "cut sho')
-    assert len([*made.store._records()]) == 240
-    made.run(n=1)
-    assert len([*made.store._records()]) == 241
-
-
-def test_what_has_no_text_does_not_break_the_record_of_its_run() -> None:
-    """Python refuses to write an int of so many digits; a path may be of bytes."""
-
-    class Odd(os.PathLike[bytes]):
-        def __fspath__(self) -> bytes:
-            return b"\xff"
-
-    huge = 10**5000
-    made = Pipeline(Step(lambda x, p: x, name="big", cache=True), {"more": lambda big: big + 1})
-    for _ in range(2):
-        assert made.run(x=huge, p=Odd())["more"] == huge + 1
-    assert [row.get("metrics.more") for row in made.history()] == [None, None]
-
-
-def test_inputs_are_recorded_as_they_were_before_a_step_changed_them() -> None:
-    def grow(rows: list[int]) -> int:
-        rows.append(9)
+    @step(cache=True, retries=1, retry_delay=0.05)
+    def size(rows: list[Any]) -> int:
+        fail_once()
         return len(rows)
 
-    made = Pipeline(grow, store=os.environ["DAGKIT_STORE"])
-    made.run(rows=[1])
-    assert made.history()[0].inputs == {"rows": [1]}
+    @step
+    def grow(rows: list[Any]) -> int:
+        rows.append(2 if spoiling == "a value" else threading.Lock())
+        return 0
+
+    assert Pipeline(rows, size, grow).run()["size"] == 2
+    monkeypatch.setenv("TRIES", "1")
+    assert Pipeline(rows, size).run()["size"] == 1
 
 
-def test_a_long_input_is_not_written_as_text_to_see_that_it_is_long() -> None:
-    class Endless(list[int]):
-        def __iter__(self) -> Iterator[int]:
-            yield from itertools.count()
+def test_what_an_async_step_changes_is_seen_by_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    @step
+    def rows() -> list[int]:
+        return [1]
 
-    assert dagkit._noted({"a": "x" * 4000})["value"] == {"a": "x" * 4000}
-    assert list(dagkit._noted({"a": Endless([1])})) == ["text", "fingerprint"]
-    assert list(dagkit._noted(np.float64(1))) == ["text", "fingerprint"]  # no float, if given again
+    @step
+    async def grow(rows: list[int]) -> int:
+        await asyncio.sleep(0.05)
+        rows.extend(map(int, os.environ["MORE"]))
+        return 0
+
+    @step(cache=True)
+    def first(rows: list[int]) -> int:
+        return 0
+
+    @step(cache=True)
+    def size(rows: list[int], grow: int) -> int:
+        return len(rows)
+
+    pipeline = Pipeline(rows, grow, first, size)
+    for more in ("2", "2", ""):
+        monkeypatch.setenv("MORE", more)
+        assert pipeline.run("first", "size")["size"] == 1 + len(more)
+
+
+def test_a_step_with_outputs_gives_the_same_whole_cached_or_not() -> None:
+    def pair() -> dict[str, int]:
+        return {"y": 1, "x": 2}
+
+    for cache in (False, True, True):
+        assert Pipeline(Step(pair, outputs=("x", "y"), cache=cache)).run()["pair"] == (2, 1)
+
+
+# Files
+
+
+def test_a_file_that_an_earlier_step_writes_after_its_fingerprint_stores_nothing(
+    tmp_path: Path,
+) -> None:
+    """The next step reads the new content. That is no result of the old content."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    @step(cache=True)
+    def first(path: Path) -> str:
+        path.write_text("new")
+        return "done"
+
+    @step(cache=True)
+    def second(path: Path, first: str) -> str:
+        return path.read_text()
+
+    assert Pipeline(first, second).run("second", path=path)["second"] == "new"
+    path.write_text("old")
+    pipeline = Pipeline(Step(lambda: "done", name="first"), second)
+    assert pipeline.plan("second", path=path, first="done")["second"].status != "fresh"
+    assert pipeline.run("second", path=path, first="done")["second"] == "old"
+
+
+@pytest.mark.parametrize("replacement", ["other content", "a pipe"])
+def test_a_file_that_changes_while_a_step_reads_it_stores_nothing(
+    replacement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("old")
+
+    @step(cache=True)
+    def text(path: Path) -> str:
+        if os.environ.get("EDIT") == "other content":
+            path.write_text("new")
+        elif os.environ.get("EDIT") == "a pipe":
+            path.unlink()
+            os.mkfifo(path)
+            return "new"
+        return path.read_text()
+
+    pipeline = Pipeline(text)
+    monkeypatch.setenv("EDIT", replacement)
+    assert pipeline.run(path=path)["text"] == "new"
+    monkeypatch.delenv("EDIT")
+    path.unlink()
+    path.write_text("old")
+    assert pipeline.run(path=path)["text"] == "old"
+    assert get_statuses(pipeline.run(path=path)) == "text cached"
+
+
+def test_a_path_as_a_result_counts_by_the_content_of_its_file(tmp_path: Path) -> None:
+    out = str(tmp_path / "out.txt")
+
+    @step(cache=True)
+    def report(n: int) -> Path:
+        Path(out).write_text("x" * n)
+        return Path(out)
+
+    @step(cache=True)
+    def size(report: Path) -> int:
+        return len(report.read_text())
+
+    pipeline = Pipeline(report, size)
+    assert get_statuses(pipeline.run(n=3)) == "report ran, size ran"
+    assert get_statuses(pipeline.run(n=3)) == "report cached, size cached"
+    Path(out).write_text("y")
+    assert pipeline.plan(n=3)["report"].reason == f"file {out} changed"
+    run = pipeline.run(n=3)
+    assert (get_statuses(run), run["size"]) == ("report ran, size cached", 3)
+    Path(out).unlink()
+    assert pipeline.plan(n=3)["report"].reason == f"file {out} is gone"
+    assert pipeline.run(n=3)["size"] == 3
+    assert Path(out).read_text() == "xxx"
+
+
+def test_a_result_file_that_the_next_step_changes_while_it_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out.txt")
+
+    @step(cache=True)
+    def report() -> Path:
+        Path(out).write_text("right")
+        return Path(out)
+
+    @step(cache=True)
+    def text(report: Path) -> str:
+        if os.environ.get("EDIT"):
+            report.write_text(os.environ["EDIT"])
+        return report.read_text()
+
+    pipeline = Pipeline(report, text)
+    monkeypatch.setenv("EDIT", "wrong")
+    pipeline.run()
+    monkeypatch.delenv("EDIT")
+    assert pipeline.run()["text"] == "right"
+    assert Path(out).read_text() == "right"
+
+
+def test_a_store_inside_a_folder_is_not_content_of_it(tmp_path: Path) -> None:
+    """Such as the folder of the project: otherwise each run would change its own input."""
+
+    @step(cache=True)
+    def count_texts(path: Path) -> int:
+        return len([*path.glob("*.txt")])
+
+    pipeline = Pipeline(count_texts, store=tmp_path / "in" / ".dagkit")
+    folder = write_files(tmp_path / "in", {"a.txt": "a"})
+    statuses = [get_statuses(pipeline.run(path=folder)) for _ in range(2)]
+    assert statuses == ["count_texts ran", "count_texts cached"]
+    write_files(folder, {"b.txt": "b"})
+    assert pipeline.run(path=folder)["count_texts"] == 2
+
+
+@pytest.mark.parametrize("has_been_read", [False, True])
+def test_a_file_that_an_earlier_step_of_the_run_writes_counts_as_written(
+    has_been_read: bool, tmp_path: Path
+) -> None:
+    """Also if the run has already fingerprinted the path, for its record or another step."""
+
+    def make_pipeline(text: str) -> Pipeline:
+        @step(cache=True)
+        def size(path: Path) -> int:
+            return 1
+
+        @step(cache=True)
+        def download(out: str, size: int = 0) -> None:
+            Path(out).write_text(text)
+
+        @step(cache=True)
+        def content(path: Path, download: None) -> str:
+            return path.read_text()
+
+        return Pipeline(download, content, [size] if has_been_read else [])
+
+    path = tmp_path / "in.txt"
+    for text in ("old", "new"):
+        path.write_text("start")
+        for _ in range(2):
+            assert make_pipeline(text).run(path=path, out=str(path))["content"] == text
+
+
+def test_files_in_the_list_of_a_map_that_change_while_a_step_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each element is a value of its own, and all their files are read again."""
+    file = tmp_path / "in.txt"
+    file.write_text("old")
+
+    @step(cache=True, map="n")
+    def paths(n: int) -> Path:
+        return file
+
+    @step(cache=True)
+    def texts(paths: list[Path]) -> list[str]:
+        if os.environ.get("EDIT"):
+            file.write_text(os.environ["EDIT"])
+        return [path.read_text() for path in paths]
+
+    pipeline = Pipeline(paths, texts)
+    monkeypatch.setenv("EDIT", "new")
+    assert pipeline.run(n=[1, 2])["texts"] == ["new"] * 2
+    monkeypatch.delenv("EDIT")
+    file.write_text("old")
+    assert pipeline.run(n=[1, 2])["texts"] == ["old"] * 2
+    assert get_statuses(pipeline.run(n=[1, 2])) == "paths cached, texts cached"
+
+
+# Other processes and threads
+
+
+def start_python(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(HERE), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SLOW_STEP = """
+import os, time
+from dagkit import Pipeline, Step
+def slow(n):
+    with open(os.environ["LOG"], "a") as log: log.write("x")
+    print("inside", flush=True)
+    time.sleep(float(os.environ["SLEEP"]))
+    return n
+pipeline = Pipeline(Step(slow, cache=True))
+"""
+
+
+@pytest.mark.slow
+def test_what_another_process_or_thread_computes_is_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(3) as pool:
+    print([run.result()["slow"] for run in [pool.submit(pipeline.run, n=7) for _ in range(3)]])
+"""
+    processes = [start_python(SLOW_STEP + code, LOG=str(log), SLEEP="1") for _ in range(4)]
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert out.endswith("[7, 7, 7]\n"), err
+    assert log.read_text() == "x"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_child", [False, True], ids=["alone", "with a forked child"])
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path, has_child: bool) -> None:
+    """Workers that a killed process has forked live on, with all the files it had open."""
+    log = str(tmp_path / "log")
+    code = SLOW_STEP
+    if has_child:
+        fork = 'if os.environ["SLEEP"] == "60" and os.fork() == 0: time.sleep(9); os._exit(0)\n    '
+        code = code.replace('print("inside"', fork + 'print("inside"')
+    process = start_python(code + "pipeline.run(n=7)", LOG=log, SLEEP="60")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    start = time.monotonic()
+    run_python(code + "assert pipeline.run(n=7)['slow'] == 7", LOG=log, SLEEP="0")
+    assert time.monotonic() - start < 5
+
+
+def test_a_file_that_changes_while_another_thread_computes_the_same_step(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("old")
+    has_begun = threading.Event()
+    may_go_on = threading.Event()
+
+    @step(cache=True)
+    def text(path: Path) -> str:
+        has_begun.set()
+        assert may_go_on.wait(30)
+        return path.read_text()
+
+    pipeline = Pipeline(text)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(pipeline.run, path=path)
+        assert has_begun.wait(30)
+        waiting = pool.submit(pipeline.run, path=path)
+        time.sleep(0.1)
+        path.write_text("new")
+        may_go_on.set()
+        assert first.result()["text"] == waiting.result()["text"] == "new"
+    path.write_text("old")
+    assert pipeline.run(path=path)["text"] == "old"
 
 
 @pytest.mark.parametrize(
-    "text", ["5", "null", "{}", '{"pipeline": "pipeline", "inputs": {"x": 3}, "steps": null}']
+    "steps",
+    [
+        "def two(): return 2\ntwo_ = two\n"
+        "def one(two): return Pipeline(Step(two_, cache=True)).run()['two'] - 1",
+        "async def two():\n    await asyncio.sleep(0.2)\n    return 2\n"
+        "async def one(): return Pipeline(Step(two, cache=True)).run()['two'] - 1",
+        "async def two():\n    await asyncio.sleep(0.2)\n    return 2\n"
+        "async def one():\n"
+        "    run = Pipeline(Step(two, cache=True)).run\n"
+        "    return (await asyncio.to_thread(run))['two'] - 1",
+    ],
+    ids=["plain", "async", "async with a thread"],
 )
-def test_lines_that_are_no_record_are_left_out_of_the_history(text: str, shop: Pipeline) -> None:
-    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
-    made.run("total", prices=[1])
-    with open(Path(made.store.path) / "runs.jsonl", "a") as file:
-        file.write(f"{text}\n")
-    made.run("total", prices=[2])
-    assert [row["metrics.total"] for row in made.history()] == [1, 2]
-
-
-def test_records_that_cannot_be_read_are_an_empty_history(shop: Pipeline) -> None:
-    made = Pipeline(shop, store=os.environ["DAGKIT_STORE"])
-    (Path(made.store.path) / "runs.jsonl").mkdir(parents=True)
-    (Path(made.store.path) / "CACHEDIR.TAG").write_bytes(dagkit._TAG)
-    with pytest.warns(DagkitWarning, match="runs cannot be recorded"):
-        assert made.run("total", prices=[1])["total"] == 1
-    assert made.history() == []
-
-
-def test_what_is_secret_stays_so_in_a_pipeline_made_of_others() -> None:
-    """Also if it came as an iterator, which replace() could not use again."""
-    inner = Pipeline({"size": lambda token: len(token)}, secret=iter(["token"]))
-    for outer in (Pipeline(inner, {"more": lambda size: size + 1}), inner.replace()):
-        assert outer.replace(store=os.environ["DAGKIT_STORE"]).run(token="s3cr3t")["size"] == 6
-        assert outer.secret == {"token"}
-    assert "s3cr3t" not in Path(os.environ["DAGKIT_STORE"], "runs.jsonl").read_text()
-
-
-def test_a_secret_that_no_step_takes_is_an_error(shop: Pipeline) -> None:
-    """With a typo it would be recorded and shown."""
-    made = shop.replace(secret="price")
-    with pytest.raises(UnknownNameError) as caught:
-        made.run(prices=[1])
-    assert str(caught.value) == (
-        "secret= names 'price': no step makes or takes it\n"
-        "  known names: bounds, digits, high, low, mean, prices, spread, total; "
-        "did you mean 'prices'?"
-    )
-
-
-def test_a_secret_is_not_shown_as_a_target_nor_by_the_error_of_a_map() -> None:
-    step = Step(len, map="obj", args={"obj": "token"})
-    made = Pipeline(step, store=os.environ["DAGKIT_STORE"], secret="token")
-    assert made.run("token", token="s3cr3t")["token"] == "s3cr3t"
-    with pytest.raises(DagkitError, match="which is <secret>"):
-        made.run(token="s3cr3t")
-    assert "s3cr3t" not in json.dumps(kept_runs(made))
-
-
-def test_a_branch_may_have_any_name_and_git_is_asked_without_a_lock(tmp_path: Path) -> None:
-    """``git status`` else rewrites the index: a commit at that moment would find it locked."""
-    app = tmp_path / "app"
-    write(app, {"flow.py": "def one(): return 1\n"})
-    git = ["git", "-C", str(app), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    (app / ".git" / "HEAD").write_bytes(b"ref: refs/heads/caf\xe9\n")
-    os.utime(app / "flow.py", (1, 1))  # git would note that it is as it was
-    before = (app / ".git" / "index").read_bytes()
-    assert dagkit._git(str(app), -1) == {"commit": "", "dirty": True}
-    assert (app / ".git" / "index").read_bytes() == before
-
-
-def test_the_commit_of_the_code_is_recorded(tmp_path: Path) -> None:
-    git = ["git", "-C", str(tmp_path / "app"), "-c", "user.name=a", "-c", "user.email=a@b"]
-    write(tmp_path / "app", {"flow.py": "def one(): return 1\n"})
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    code = """
-        import os, flow, dagkit
-        made = dagkit.Pipeline(flow, store=os.environ["DAGKIT_STORE"])
-        made.run()
-        print(made.history()[-1]["commit"], made.history()[-1]["dirty"])
-    """
-    assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "False"]
-    (tmp_path / "app" / "flow.py").write_text("def one(): return 2\n")
-    assert run_in(tmp_path / "app", textwrap.dedent(code)).split() == [head.stdout.strip(), "True"]
-    notebook = code.replace(
-        "import os, flow, dagkit",
-        """
-        import os, dagkit
-        os.chdir(os.environ["APP"])
-        space = {}  # as ipykernel names the file of a cell
-        exec(compile("def one(): return 2", "/tmp/ipykernel_0/1.py", "exec"), space)
-        flow = space["one"]""",
-    )
-    found = run_in(tmp_path / "app", textwrap.dedent(notebook), APP=str(tmp_path / "app"))
-    assert found.split() == [head.stdout.strip(), "True"]
-
-
-########################################################################################
-### Execution
-########################################################################################
-
-
-def test_a_run_of_100_000_chained_steps_works() -> None:
-    chain = [function("s0", body="return 0")]
-    chain += [
-        function(f"s{i}", f"s{i - 1}", body=f"return s{i - 1} + 1") for i in range(1, 100_000)
-    ]
-    assert Pipeline(chain).run("s99999")["s99999"] == 99_999
-
-
-def test_a_fan_in_of_10_000_works() -> None:
-    names = [f"s{i}" for i in range(10_000)]
-    last = function("last", *names, body=f"return sum(({', '.join(names)},))")
-    assert (
-        Pipeline([function(n, body="return 1") for n in names], last).run("last")["last"] == 10_000
-    )
-
-
-class Large:
-    """A value that can be counted while it is alive."""
-
-    alive: ClassVar[weakref.WeakSet[Large]] = weakref.WeakSet()
-
-    def __init__(self) -> None:
-        self.data = np.ones(1000)
-        self.alive.add(self)
-
-
-@pytest.mark.parametrize("retries", [0, 1], ids=["plain loop", "ready/done loop"])
-def test_a_chain_over_large_arrays_holds_two(retries: int) -> None:
-    """Values are dropped as soon as nothing needs them."""
-    most: list[int] = []
-    failed = [retries == 0]
-
-    def grow(previous: Large | None) -> Large:
-        if not failed[0]:
-            failed[0] = True
-            raise OSError("the ready/done loop takes over")
-        made = Large()
-        most.append(len(Large.alive))
-        return made
-
-    steps = [Step(lambda: grow(None), name="s0", retries=retries)]
-    steps += [Step(grow, name=f"s{i}", args={"previous": f"s{i - 1}"}) for i in range(1, 20)]
-    run = Pipeline(steps).run("s19")
-    assert isinstance(run["s19"], Large)
-    assert max(most) == 2
-    assert len(Large.alive) == 1
-
-
-def test_a_value_that_nothing_needs_is_dropped_at_once() -> None:
-    def make() -> tuple[Large, int]:
-        return Large(), 1
-
-    def last(small: int) -> tuple[int, int]:
-        return small, len(Large.alive)
-
-    run = Pipeline(Step(make, outputs=("large", "small")), last).run("last")
-    assert run["last"] == (1, 0)
-
-
-def failing(total: float, table: Any) -> None:
-    raise LookupError("no such column")
-
-
-def test_an_exception_keeps_type_and_traceback_and_gains_one_note(shop: Pipeline) -> None:
-    with pytest.raises(LookupError, match="no such column") as caught:
-        Pipeline(shop, failing).run("failing", prices=[1], table=np.zeros((2, 3)))
-    assert caught.value.__notes__ == [
-        f"in step 'failing' at {at(failing)}, with total=1, table=ndarray(2 x 3 float64)"
-    ]
-    assert caught.traceback[-1].name == "failing"
-
-
-def test_wrong_number_of_outputs_error_names_both_counts() -> None:
-    def split() -> tuple[int, ...]:
-        return 1, 2, 3
-
-    with pytest.raises(ResultError) as caught:
-        Pipeline(Step(split, outputs=("train", "test"))).run()
-    assert str(caught.value) == (
-        "step 'split' has 2 outputs (train, test) but returned 3 values\n"
-        f"  split() at {at(split)}\n"
-        "  return a tuple of 2, or a dict with these keys"
-    )
-    for value, found in (
-        ({"train": 1, "tst": 2}, "a dict with the keys train, tst"),
-        (np.zeros(2), r"ndarray\(2 float64\)"),
-        ("ab", "'ab'"),
-    ):
-        with pytest.raises(ResultError, match=f"but returned {found}\n"):
-            Pipeline(Step(lambda v=value: v, name="split", outputs=("train", "test"))).run()
-
-
-def test_outputs_may_come_as_a_dict_in_any_order() -> None:
-    made = Pipeline(Step(lambda: {"b": 2, "a": 1}, name="split", outputs=("a", "b")))
-    assert dict(made.run("a", "b")) == {"a": 1, "b": 2}
-
-
-def test_iterators_are_errors_as_results_and_lists_as_inputs() -> None:
-    """Whoever looked first would use them up."""
-    for value in (zip([1], [2], strict=True), map(len, []), iter([1]), enumerate("a")):
-        with pytest.raises(ResultError, match=f"returned a {type(value).__name__}, which only one"):
-            Pipeline(Step(lambda v=value: v, name="rows")).run()
-    made = Pipeline({"one": lambda rows: list(rows), "two": lambda rows: list(rows)})
-    assert dict(made.run(rows=iter([1, 2]))) == {"one": [1, 2], "two": [1, 2]}
-
-
-@pytest.mark.parametrize("outputs", [(), ("a", "b")])
-def test_a_generator_is_an_error_that_says_to_return_a_list(outputs: tuple[str, ...]) -> None:
-    def rows() -> Iterator[int]:
-        yield 1
-
-    with pytest.raises(ResultError) as caught:
-        Pipeline(Step(rows, outputs=outputs)).run()
-    assert str(caught.value) == (
-        "step 'rows' returned a generator, which only one step could use, once\n"
-        f"  rows() at {at(rows)}\n  return a list instead"
-    )
-
-
-def test_skip_skips_what_needs_it_but_for_an_argument_with_a_default(shop: Pipeline) -> None:
-    ran: list[str] = []
-
-    def extra(total: float) -> None:
-        raise Skip("nothing today")
-
-    def needs_it(extra: int) -> None:
-        ran.append("needs_it")
-
-    def needs_that(needs_it: int) -> None:
-        ran.append("needs_that")
-
-    def copes(total: float, extra: str = "none") -> str:
-        return f"{total}, {extra}"
-
-    run = Pipeline(shop, extra, needs_it, needs_that, copes).run(prices=[1, 2])
-    assert run["copes"] == "3, none"
-    assert not ran
-    skipped = {n: s.reason for n, s in run.steps.items() if s.status == "skipped"}
-    assert skipped == {
-        "extra": "nothing today",
-        "needs_it": "needs extra",
-        "needs_that": "needs needs_it",
-    }
-    with pytest.raises(NoValueError, match="step 'extra' was skipped: nothing today"):
-        run["extra"]
-
-
-def test_on_error_continue_runs_all_that_does_not_depend_on_the_failure(shop: Pipeline) -> None:
-    def broken(total: float) -> None:
-        raise ValueError("bad\nnews")
-
-    def after(broken: int) -> None: ...
-    def copes(broken: int = 7) -> int:
-        return broken
-
-    run = Pipeline(shop, broken, after, copes, on_error="continue").run(prices=[1, 2])
-    assert list(run.errors) == ["broken"]
-    assert type(run.errors["broken"]) is ValueError
-    assert {n: (s.status, s.reason) for n, s in run.steps.items() if s.status != "ran"} == {
-        "broken": ("failed", ""),
-        "after": ("skipped", "needs broken"),
-    }
-    assert (run["mean"], run["spread"], run["copes"]) == (1.5, 1, 7)
-    assert run.record["steps"]["broken"]["error"] == "ValueError: bad"
-    with pytest.raises(NoValueError, match="step 'broken' failed: ValueError: bad"):
-        run["broken"]
-
-
-def test_the_first_failure_ends_the_run() -> None:
-    ran: list[str] = []
-    steps = [
-        Step(lambda: ran.append("one"), name="one"),
-        Step(lambda: 1 / 0, name="two"),
-        Step(lambda: ran.append("three"), name="three"),
-    ]
-    with pytest.raises(ZeroDivisionError):
-        Pipeline(steps).run()
-    assert ran == ["one"]
-
-
-@pytest.mark.parametrize("value", ["x", "raise"])
-def test_a_wrong_on_error_is_an_error(value: Any) -> None:
-    if value == "raise":
-        Pipeline(total, on_error=value)
-    else:
-        with pytest.raises(ValueError, match="on_error='x': expected 'raise' or 'continue'"):
-            Pipeline(total, on_error=value)
-
-
-def flaky(failures: int) -> tuple[Callable[[], int], list[float]]:
-    """Make a function that raises so many times before it gives the number of its calls."""
-    calls: list[float] = []
-
-    def attempt() -> int:
-        calls.append(time.monotonic())
-        if len(calls) <= failures:
-            raise ConnectionError(f"call {len(calls)}")
-        return len(calls)
-
-    return attempt, calls
-
-
-def test_retries_are_extra_tries() -> None:
-    attempt, calls = flaky(2)
-    made = Pipeline(Step(attempt, name="get", retries=2), Step(lambda get: get, name="use"))
-    run = made.run()
-    assert (run["use"], run.steps["get"].attempts, run.steps["get"].status) == (3, 3, "ran")
-    attempt, calls = flaky(3)
-    with pytest.raises(ConnectionError, match="call 3") as caught:
-        Pipeline(Step(attempt, name="get", retries=2)).run()
-    assert len(calls) == 3
-    assert len(caught.value.__notes__) == 1
-
-
-def test_retry_delays_grow_by_the_backoff() -> None:
-    attempt, calls = flaky(2)
-    Pipeline(Step(attempt, name="get", retries=2, retry_delay=0.02, retry_backoff=3)).run()
-    assert calls[1] - calls[0] >= 0.02
-    assert calls[2] - calls[1] >= 0.06
-
-
-def test_other_steps_run_while_one_waits_for_its_next_try() -> None:
-    other = threading.Event()
-
-    def attempt() -> bool:
-        if not other.is_set():
-            raise OSError("not yet")
-        return True
-
-    made = Pipeline(
-        Step(attempt, name="get", retries=1, retry_delay=0.1), Step(other.set, name="other")
-    )
-    assert made.run()["get"] is True
-
-
-def test_skips_and_wrong_results_are_not_tried_again() -> None:
-    calls: list[int] = []
-
-    def skip() -> None:
-        calls.append(1)
-        raise Skip
-
-    def rows() -> Iterator[int]:
-        calls.append(2)
-        return iter(range(3)) if False else (i for i in range(3))
-
-    made = Pipeline(Step(skip, retries=3), Step(rows, retries=3), on_error="continue")
-    made.run()
-    assert calls == [1, 2]
-
-
-def test_async_steps_run_and_overlap() -> None:
-    """Each waits for the other: one after the other they would never end."""
-    here: list[int] = []
-    there: list[int] = []
-
-    async def meet(mine: list[int], other: list[int]) -> int:
-        mine.append(1)
-        while not other:
-            await asyncio.sleep(0.001)
-        return 1
-
-    async def one() -> int:
-        return await asyncio.wait_for(meet(here, there), 10)
-
-    async def two() -> int:
-        return await asyncio.wait_for(meet(there, here), 10)
-
-    def both(one: int, two: int) -> int:
-        return one + two
-
-    assert Pipeline(one, two, both).run("both")["both"] == 2
-
-
-def test_async_steps_run_inside_a_running_event_loop() -> None:
-    async def fetch(x: int) -> int:
-        await asyncio.sleep(0)
-        return x + 1
-
-    async def main() -> int:
-        value: int = Pipeline(fetch, Step(lambda fetch: -fetch, name="use")).run("use", x=1)["use"]
+def test_a_pipeline_inside_a_step_does_not_deadlock(steps: str) -> None:
+    """Otherwise the async one would wait for a step that waits for it."""
+    code = "import asyncio, signal\nfrom dagkit import Pipeline, Step\nsignal.alarm(20)\n" + steps
+    code += "\npipeline = Pipeline(Step(one, cache=True), Step(two, cache=True))\n"
+    assert run_python(code + "print(pipeline.run()['one'], pipeline.run()['one'])") == "1 1\n"
+
+
+def test_a_step_that_runs_a_pipeline_is_reused(cached_pair: Pipeline) -> None:
+    @step(cache=True)
+    def outer() -> int:
+        value: int = cached_pair.run("largest", n=4)["largest"]
         return value
 
-    assert asyncio.run(main()) == -2
+    pipeline = Pipeline(outer)
+    assert [get_statuses(pipeline.run()) for _ in range(2)] == ["outer ran", "outer cached"]
 
 
-def test_async_steps_share_one_event_loop() -> None:
-    async def one() -> int:
-        return id(asyncio.get_running_loop())
-
-    async def two(one: int) -> bool:
-        return id(asyncio.get_running_loop()) == one
-
-    assert Pipeline(one, two).run("two")["two"] is True
+class Node:
+    def __init__(self) -> None:
+        self.inner: list[Node] = []
 
 
-def test_async_failures_retries_and_skips_are_as_others() -> None:
-    calls: list[int] = []
-
-    async def get() -> int:
-        calls.append(1)
-        if len(calls) < 3:
-            raise OSError("again")
-        return len(calls)
-
-    async def skipped(get: int) -> None:
-        raise Skip("no")
-
-    async def broken(get: int) -> None:
-        raise ValueError("bad")
-
-    made = Pipeline(Step(get, retries=2), skipped, broken, on_error="continue")
-    run = made.run()
-    assert {n: s.status for n, s in run.steps.items()} == {
-        "get": "ran",
-        "skipped": "skipped",
-        "broken": "failed",
-    }
-    assert run.errors["broken"].__notes__ == [f"in step 'broken' at {at(broken)}, with get=3"]
+NODES = [Node() for _ in range(100)]
+for node in NODES:
+    node.inner = NODES[:3]
 
 
-def test_a_callable_that_returns_a_coroutine_is_awaited() -> None:
-    async def fetch(x: int) -> int:
-        return x
+def test_one_pipeline_in_many_threads_has_one_key_a_step() -> None:
+    @step(cache=True)
+    def count(n: int) -> int:
+        return len(NODES) + n
 
-    made = Pipeline(Step(lambda: 1, name="first"), Step(lambda first: fetch(first + 1), name="got"))
-    assert made.run("got")["got"] == 2
-
-
-@pytest.mark.parametrize("kind", ["plain", "retry", "async"])
-def test_ctrl_c_passes_through_untouched(kind: str) -> None:
-    """A real SIGINT, while a step runs, a retry waits, a coroutine sleeps."""
-    code = {
-        "plain": "def slow():\n    ready(); time.sleep(60)",
-        "retry": "@step(retries=1, retry_delay=60)\ndef slow():\n    ready(); raise OSError",
-        "async": "async def slow():\n    ready(); await asyncio.sleep(60)",
-    }[kind]
-    script = (
-        "import asyncio, time\nfrom dagkit import *\n"
-        "def ready(): print('ready', flush=True)\n"
-        f"{code}\n"
-        "try: Pipeline(slow).run()\n"
-        "except KeyboardInterrupt as error: print('stopped', getattr(error, '__notes__', None))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[0] == "stopped None\n"
-        assert process.returncode == 0
-
-
-def test_a_pipeline_runs_inside_a_step_and_in_many_threads(shop: Pipeline) -> None:
-    def nested(prices: list[float]) -> Any:
-        return shop.run("mean", prices=prices)["mean"]
-
-    made = Pipeline(nested)
-    results: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda i=i: results.append(made.run(prices=[i, i])["nested"]))
-        for i in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == list(range(8))
-
-
-@hypothesis.given(dags(), st.randoms(use_true_random=False))
-@hypothesis.settings(deadline=None)
-def test_failures_and_skips_agree_with_a_model(
-    dag: list[tuple[str, list[str]]], draw: random.Random
-) -> None:
-    """In any DAG a step runs exactly if all it needs ran; both loops agree on the values."""
-    fate = {name: draw.choice(["ran", "ran", "ran", "failed", "skipped"]) for name, _ in dag}
-    bodies = {
-        "ran": "return 1 + sum(args)",
-        "failed": "raise ValueError",
-        "skipped": "raise Skip('x')",
-    }
-    steps = []
-    for name, needs in dag:
-        scope: dict[str, Any] = {"Skip": Skip}
-        body = bodies[fate[name]].replace("args", f"({''.join(n + ',' for n in needs)})")
-        exec(f"def {name}({', '.join(needs)}): {body}", scope)
-        steps.append(scope[name])
-    values: dict[str, int] = {}
-    statuses: dict[str, str] = {}
-    for name, needs in sorted(dag, key=lambda item: int(item[0][1:])):
-        if all(statuses[need] == "ran" for need in needs):
-            statuses[name] = fate[name]
-            if fate[name] == "ran":
-                values[name] = 1 + sum(values[need] for need in needs)
-        else:
-            statuses[name] = "skipped"
-    run = Pipeline(steps, on_error="continue").run()
-    assert dict(run) == values
-    assert {name: s.status for name, s in run.steps.items()} == statuses
+    pipeline = Pipeline(count)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            runs = list(pool.map(lambda _: pipeline.run(n=1), range(60)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert {run["count"] for run in runs} == {101}
+    assert count_entries(pipeline) == 1
 
 
 ########################################################################################
-### Execution: executors, maps, sensors, events
+### Calls
 ########################################################################################
 
-EXECUTORS = ["sequential", "threads", "processes", "loky", "dask executor", "dask client"]
+EXECUTORS = [
+    *("sequential", "threads", "processes", "custom"),
+    *[
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("loky", "dask executor", "dask client")
+    ],
+]
+
+
+class Custom:
+    """An executor of which dagkit knows nothing but submit()."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(2)
+
+    def submit(self, function: Any, *args: Any) -> Future[Any]:
+        return self._pool.submit(function, *args)
 
 
 @pytest.fixture(scope="session")
@@ -5158,12 +5433,17 @@ def processes() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(params=EXECUTORS)
 def executor(
-    request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, shared_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
     """Every executor, one after the other: the contract is the same on all of them."""
-    monkeypatch.setenv("HOME", str(home))  # that of the workers, which outlive a test
+    monkeypatch.setenv("HOME", str(shared_home))  # that of the workers, which outlive a test
     if request.param == "sequential":
         yield None
     elif request.param == "threads":
@@ -5175,36 +5455,41 @@ def executor(
         import loky
 
         yield loky.get_reusable_executor(2)
+    elif request.param == "custom":
+        yield Custom()
     else:
         client = request.getfixturevalue("cluster")
         yield client if request.param == "dask client" else client.get_executor()
 
 
-def double(x: int) -> int:
+# The steps of these tests are at the level of the module, so that they can be sent to processes.
+
+
+def twofold(x: int) -> int:
     return 2 * x
 
 
-def plus(double: int, y: int = 1) -> int:
-    return double + y
+def plus_y(twofold: int, y: int = 1) -> int:
+    return twofold + y
 
 
-def halves(plus: int) -> tuple[int, int]:
-    return plus // 2, plus - plus // 2
+def halves(plus_y: int) -> tuple[int, int]:
+    return plus_y // 2, plus_y - plus_y // 2
 
 
-def here(plus: int) -> int:
+def get_process_id(twofold: int) -> int:
     return os.getpid()
 
 
-def fails(double: int) -> None:
-    raise LookupError(f"no {double}")
+def fails(twofold: int) -> None:
+    raise LookupError(f"no {twofold}")
 
 
-def skips(double: int) -> None:
+def skips(twofold: int) -> None:
     raise Skip("not today")
 
 
-def copes(double: int, skips: int = -1) -> int:
+def copes(twofold: int, skips: int = -1) -> int:
     return skips
 
 
@@ -5234,7 +5519,13 @@ def picky(item: int) -> int:
     return item
 
 
-def flaky_once(item: int, folder: Path) -> int:
+def only_odd(item: int) -> int:
+    if item % 2 == 0:
+        raise Skip(f"{item} is even")
+    return item
+
+
+def fails_once(item: int, folder: Path) -> int:
     """Fail at the first call for each item, in whatever process."""
     try:
         (folder / str(item)).touch(exist_ok=False)
@@ -5244,7 +5535,7 @@ def flaky_once(item: int, folder: Path) -> int:
 
 
 class Awkward(Exception):
-    """Pickles, but cannot be built again."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
@@ -5252,6 +5543,10 @@ class Awkward(Exception):
 
 def awkward() -> None:
     raise Awkward(1, 2)
+
+
+def leaves() -> None:
+    sys.exit(3)
 
 
 def dies() -> None:
@@ -5268,269 +5563,84 @@ negate_all = Step(negated, map="square")
 
 
 def test_all_executors_give_the_same_values(executor: Any) -> None:
-    made = Pipeline(
-        double, plus, Step(halves, outputs=("low", "high")), skips, copes, later, executor=executor
-    )
-    run = made.run(x=10)
-    assert (run["plus"], run["low"], run["high"], run["copes"], run["later"]) == (
-        21,
-        10,
-        11,
-        -1,
-        11,
-    )
+    steps = [twofold, plus_y, Step(halves, outputs=("lower", "upper")), skips, copes, later]
+    run = Pipeline(steps, executor=executor).run(x=10)
+    values = [run[name] for name in ("plus_y", "lower", "upper", "copes", "later")]
+    assert values == [21, 10, 11, -1, 11]
     assert run.steps["skips"].reason == "not today"
 
 
 def test_only_targets_are_kept_on_all_executors(executor: Any) -> None:
-    made = Pipeline(double, plus, Step(halves, outputs=("low", "high")), executor=executor)
-    assert dict(made.run("high", x=1)) == {"high": 2}
+    pipeline = Pipeline(
+        twofold, plus_y, Step(halves, outputs=("lower", "upper")), executor=executor
+    )
+    assert dict(pipeline.run("upper", x=1)) == {"upper": 2}
 
 
 def test_local_steps_run_in_the_calling_process(executor: Any) -> None:
-    made = Pipeline(double, plus, Step(here, local=True), executor=executor)
-    assert made.run("here", x=1)["here"] == os.getpid()
+    pipeline = Pipeline(twofold, Step(get_process_id, local=True), executor=executor)
+    assert pipeline.run("get_process_id", x=1)["get_process_id"] == os.getpid()
 
 
-def test_a_failure_arrives_with_type_and_note_from_all_executors(executor: Any) -> None:
+def test_a_failure_arrives_with_type_and_one_note_from_all_executors(executor: Any) -> None:
     with pytest.raises(LookupError, match="no 20") as caught:
-        Pipeline(double, fails, plus, executor=executor).run(x=10)
-    where = f"in step 'fails' at {at(fails)}"
-    assert caught.value.__notes__ in (
-        [f"{where}, with double=20"],
-        [f"{where}, with double=<on the cluster>"],
+        Pipeline(twofold, fails, plus_y, executor=executor).run(x=10)
+    location = f"in step 'fails' at {locate(fails)}"
+    (note,) = caught.value.__notes__
+    assert note in (
+        f"{location}, with twofold=20",
+        f"{location}, with twofold=<value on the cluster>",
     )
 
 
 def test_on_error_continue_works_on_all_executors(executor: Any) -> None:
     def after(fails: int) -> None: ...
 
-    run = Pipeline(double, fails, after, plus, executor=executor, on_error="continue").run(x=1)
-    assert run["plus"] == 3
-    assert {n: s.status for n, s in run.steps.items()} == {
-        "double": "ran",
-        "fails": "failed",
-        "after": "skipped",
-        "plus": "ran",
-    }
+    pipeline = Pipeline(twofold, fails, after, plus_y, executor=executor, on_error="continue")
+    run = pipeline.run(x=1)
+    assert run["plus_y"] == 3
+    statuses = {name: state.status for name, state in run.steps.items()}
+    assert statuses == {"twofold": "ran", "fails": "failed", "after": "skipped", "plus_y": "ran"}
 
 
 def test_cached_steps_hit_on_all_executors(executor: Any, tmp_path: Path) -> None:
-    steps = [Step(double, cache=True), plus, Step(halves, outputs=("low", "high"), cache=True)]
-    made = Pipeline(steps, executor=executor, store=tmp_path / "s")
-    assert made.run("low", x=10)["low"] == 10
-    run = made.run("low", x=10)
-    assert (run["low"], run.steps["double"].status, run.steps["halves"].status) == (
-        10,
-        "cached",
-        "cached",
-    )
+    steps = [
+        Step(twofold, cache=True),
+        plus_y,
+        Step(halves, outputs=("lower", "upper"), cache=True),
+    ]
+    pipeline = Pipeline(steps, executor=executor, store=tmp_path / "s")
+    assert pipeline.run("lower", x=10)["lower"] == 10
+    run = pipeline.run("lower", x=10)
+    assert run["lower"] == 10
+    assert [run.steps[name].status for name in ("twofold", "halves")] == ["cached", "cached"]
 
 
 def test_retries_work_on_all_executors(executor: Any, tmp_path: Path) -> None:
-    made = Pipeline(Step(flaky_once, retries=1), executor=executor)
-    run = made.run(item=1, folder=tmp_path)
-    assert (run["flaky_once"], run.steps["flaky_once"].attempts) == (1, 2)
+    pipeline = Pipeline(Step(fails_once, retries=1), executor=executor)
+    run = pipeline.run(item=1, folder=tmp_path)
+    assert (run["fails_once"], run.steps["fails_once"].attempts) == (1, 2)
 
 
-# Maps
+def test_sys_exit_in_a_step_ends_the_run_on_all_executors(executor: Any) -> None:
+    """Whatever on_error says, and without killing a worker."""
+    pipeline = Pipeline(leaves, executor=executor, on_error="continue")
+    with pytest.raises(SystemExit) as caught:
+        pipeline.run()
+    assert caught.value.code == 3
 
 
-def test_a_map_calls_once_per_element_in_order(executor: Any) -> None:
-    run = Pipeline(square_all, executor=executor).run(item=[3, 1, 2])
-    assert run["square"] == [9, 1, 4]
+def test_an_async_step_may_end_the_run() -> None:
+    @step
+    async def leaves_later() -> None:
+        await asyncio.sleep(0)
+        sys.exit(4)
+
+    with pytest.raises(SystemExit):
+        Pipeline(leaves_later, twofold, on_error="continue").run(x=1)
 
 
-def test_a_map_after_a_map_and_a_plain_step(executor: Any) -> None:
-    run = Pipeline(square_all, negate_all, summed, executor=executor).run("summed", item=range(30))
-    assert run["summed"] == -sum(i * i for i in range(30))
-
-
-def test_an_empty_map_gives_an_empty_list(executor: Any) -> None:
-    run = Pipeline(square_all, negate_all, summed, executor=executor).run(item=[])
-    assert (run["square"], run["negated"], run["summed"]) == ([], [], 0)
-    made = Pipeline(Step(square, map="item", cache=True), executor=executor)
-    assert made.plan(item=[])["square"].status == "fresh"
-    assert made.run(item=[]).steps["square"].status == "cached"
-
-
-def test_several_arguments_are_mapped_side_by_side() -> None:
-    def pair(a: int, b: str, c: int) -> str:
-        return f"{a}{b}{c}"
-
-    made = Pipeline(Step(pair, map=("a", "b")))
-    assert made.run(a=[1, 2], b=["x", "y"], c=0)["pair"] == ["1x0", "2y0"]
-    with pytest.raises(ResultError) as caught:
-        made.run(a=[1, 2], b=["x"], c=0)
-    assert str(caught.value) == (
-        "step 'pair' maps over lists of different lengths: a 2, b 1\n"
-        f"  pair(a, b, c) at {at(pair)}\n  expected equal lengths"
-    )
-
-
-def test_a_map_over_what_is_no_list_is_an_error() -> None:
-    with pytest.raises(ResultError) as caught:
-        Pipeline(square_all).run(item="abc")
-    assert str(caught.value) == (
-        "step 'square' maps over 'item', which is 'abc'\n"
-        f"  square(item) at {at(square)}\n  expected a list, or another iterable of elements"
-    )
-    with pytest.raises(StepError, match="has no argument 'items', which map= names"):
-        Step(square, map="items")
-
-
-def test_a_nested_list_is_mapped_one_level_deep() -> None:
-    made = Pipeline(Step(lambda row: sum(row), name="sums", map="row"))
-    assert made.run(row=[[1, 2], [3]])["sums"] == [3, 3]
-
-
-def test_outputs_of_a_mapped_step_are_lists() -> None:
-    made = Pipeline(Step(lambda x: (x, -x), name="both", map="x", outputs=("up", "down")))
-    run = made.run(x=[1, 2])
-    assert (run["up"], run["down"]) == ([1, 2], [-1, -2])
-
-
-def test_a_map_over_a_map_may_need_all_of_it_too(executor: Any) -> None:
-    pair = Step(both_signs, map="x", outputs=("up", "down"))
-    for one, other in (("up", "both_signs"), ("both_signs", "up")):
-        after = Step(put_together, args={"one": one, "other": other}, map="one")
-        run = Pipeline(pair, after, executor=executor).run(x=[1, 2])
-        assert run["put_together"] == [(x, run[other]) for x in run[one]]
-
-
-def test_a_map_over_two_values_of_a_map(executor: Any) -> None:
-    names = {"one": "both_signs", "other": "up"}
-    pair = Step(both_signs, map="x", outputs=("up", "down"))
-    after = Step(put_together, args=names, map=("one", "other"))
-    run = Pipeline(pair, after, executor=executor).run(x=[1, 2, 3])
-    assert run["put_together"] == [((x, -x), x) for x in (1, 2, 3)]
-
-
-def test_failures_of_a_map_name_index_and_element(executor: Any) -> None:
-    with pytest.raises(ValueError, match="not three") as caught:
-        Pipeline(Step(picky, map="item"), executor=executor).run(item=[1, 2, 3, 4])
-    assert caught.value.__notes__ == [f"in step 'picky', element 2 at {at(picky)}, with item=3"]
-
-
-def test_a_failed_map_skips_what_follows_it_element_by_element(executor: Any) -> None:
-    steps = [Step(picky, map="item"), Step(square, args={"item": "picky"}, map="item")]
-    run = Pipeline(steps, executor=executor, on_error="continue").run(item=[1, 2, 3, 4])
-    assert {n: s.status for n, s in run.steps.items()} == {"picky": "failed", "square": "skipped"}
-    assert run.steps["square"].reason == "needs picky"
-
-
-def test_a_map_that_cannot_begin_took_no_time() -> None:
-    run = Pipeline(
-        Step(len, name="size", args={"obj": "word"}, map="obj"), on_error="continue"
-    ).run(word="abc")
-    assert (run.steps["size"].status, run.steps["size"].seconds) == ("failed", 0.0)
-
-
-def test_a_map_says_how_many_elements_ran() -> None:
-    made = Pipeline(Step(square, map="item", cache=True))
-    made.run(item=[1, 2, 3])
-    run = made.run(item=[1, 2, 3, 4])
-    assert run.steps["square"].reason == "1 of 4 elements, input item 3 → 4"
-
-
-def test_every_element_has_its_own_retries_and_entry(executor: Any, tmp_path: Path) -> None:
-    (tmp_path / "seen").mkdir()
-    made = Pipeline(
-        Step(flaky_once, map="item", retries=1, cache=True),
-        executor=executor,
-        store=tmp_path / "store",
-    )
-    run = made.run(item=[1, 2, 3], folder=tmp_path / "seen")
-    assert run["flaky_once"] == [1, 2, 3]
-
-
-def test_one_new_element_is_one_call(tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-
-    def count(item: int, calls: str) -> int:
-        with open(calls, "a") as file:
-            file.write(f"{item} ")
-        return -item
-
-    made = Pipeline(Step(count, map="item", cache=True))
-    assert made.run(item=[1, 2, 3], calls=str(calls))["count"] == [-1, -2, -3]
-    assert made.plan(item=[1, 2, 3], calls=str(calls))["count"].status == "fresh"
-    assert made.plan(item=[1, 2, 3, 4], calls=str(calls))["count"].status == "stale"
-    run = made.run(item=[3, 2, 1, 4], calls=str(calls))
-    assert run["count"] == [-3, -2, -1, -4]
-    assert calls.read_text() == "1 2 3 4 "
-    assert made.run(item=[2], calls=str(calls)).steps["count"].status == "cached"
-
-
-def test_a_map_after_a_map_has_no_barrier() -> None:
-    """The second element of the first step waits for the first element of the second step."""
-    passed = threading.Event()
-
-    def first(item: int) -> int:
-        if item == 1:
-            assert passed.wait(30)
-        return item
-
-    def second(first: int) -> int:
-        passed.set()
-        return first
-
-    with ThreadPoolExecutor(2) as pool:
-        made = Pipeline(Step(first, map="item"), Step(second, map="first"), executor=pool)
-        assert made.run("second", item=[0, 1])["second"] == [0, 1]
-
-
-def test_a_long_map_keeps_few_elements_in_flight() -> None:
-    most = [0]
-
-    class Counting(ThreadPoolExecutor):
-        def submit(self, *args: Any, **kwargs: Any) -> Any:
-            most[0] = max(most[0], self._work_queue.qsize())
-            return super().submit(*args, **kwargs)
-
-    with Counting(2) as pool:
-        run = Pipeline(square_all, executor=pool).run(item=range(3000))
-    assert run["square"][-1] == 2999**2
-    assert most[0] <= 4 * 2 + 4
-
-
-# Order, failures, processes
-
-
-def test_ready_steps_start_with_the_longest_remaining_path() -> None:
-    started: list[str] = []
-
-    def named(name: str) -> Step:
-        return Step(lambda **_: started.append(name), name=name, args={"x": "x"})
-
-    chain = [Step(lambda **_: 0, name=f"a{i}", args={"p": f"a{i - 1}"}) for i in range(2, 5)]
-    with ThreadPoolExecutor(1) as pool:
-        Pipeline(named("b"), named("c"), named("a1"), chain, executor=pool).run(x=0)
-    assert started == ["a1", "b", "c"]
-
-
-def test_the_first_failure_lets_running_steps_end_and_keeps_their_results(tmp_path: Path) -> None:
-    failed = threading.Event()
-
-    def breaks() -> None:
-        failed.set()
-        raise ValueError("first")
-
-    def slow() -> int:
-        assert failed.wait(30)
-        return 5
-
-    with ThreadPoolExecutor(2) as pool:
-        made = Pipeline(Step(slow, cache=True), breaks, executor=pool, store=tmp_path / "s")
-        with pytest.raises(ValueError, match="first"):
-            made.run()
-    assert Pipeline(Step(slow, cache=True), store=tmp_path / "s").run().steps["slow"].status in (
-        "cached",
-        "ran",
-    )
-
-
-def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_text() -> None:
+def test_an_exception_that_cannot_be_unpickled_arrives_as_its_text() -> None:
     """In a process of its own, since Dask teaches pickle to rebuild any exception."""
     code = """
         from concurrent.futures import ProcessPoolExecutor
@@ -5546,12 +5656,18 @@ def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_text() -> None:
     assert run_python(code) == "Awkward: 1 and 2\n7\n"
 
 
+def test_an_exception_that_cannot_be_unpickled_arrives_from_dask_too(cluster: Any) -> None:
+    with pytest.raises((Awkward, WorkerError), match="1 and 2"):
+        Pipeline(awkward, executor=cluster).run()
+
+
 def test_a_remote_exception_brings_its_traceback(processes: ProcessPoolExecutor) -> None:
     with pytest.raises(LookupError) as caught:
-        Pipeline(double, fails, executor=processes).run(x=1)
+        Pipeline(twofold, fails, executor=processes).run(x=1)
     assert "in fails" in str(caught.value.__cause__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["processes", "loky"])
 def test_a_killed_worker_is_an_error_that_names_the_step(kind: str) -> None:
     if kind == "processes":
@@ -5562,35 +5678,66 @@ def test_a_killed_worker_is_an_error_that_names_the_step(kind: str) -> None:
         pool = loky.ProcessPoolExecutor(1)
     with pool, pytest.raises(WorkerError) as caught:
         Pipeline(dies, executor=pool).run()
-    assert str(caught.value).startswith(
-        f"a worker process died while it ran 'dies'\n  dies() at {at(dies)}\n"
-    )
+    first_lines = f"a worker process died while it ran 'dies'\n  dies() at {locate(dies)}\n"
+    assert str(caught.value).startswith(first_lines)
     assert caught.value.step == "dies"
 
 
+def give_lock() -> Any:
+    return threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("one", "inputs", "error"),
+    [
+        (lambda: 1, {}, "PicklingError: Can't pickle <function <lambda>"),
+        (square, {"item": threading.Lock()}, "TypeError: cannot pickle '_thread.lock' object"),
+        (give_lock, {}, "TypeError: cannot pickle '_thread.lock' object"),
+    ],
+    ids=["function", "argument", "result"],
+)
 def test_what_cannot_be_sent_to_a_process_is_an_error_that_says_what_to_do(
-    processes: ProcessPoolExecutor,
+    processes: ProcessPoolExecutor, one: Any, inputs: dict[str, Any], error: str
 ) -> None:
     with pytest.raises(WorkerError) as caught:
-        Pipeline(Step(lambda: 1, name="one"), executor=processes).run()
+        Pipeline(Step(one, name="one"), executor=processes).run(**inputs)
     message = str(caught.value)
-    assert message.startswith("step 'one' cannot be sent to another process: ")
+    problem = "step 'one' could not be sent to the executor, or its result back: "
+    assert message.startswith(problem + error)
     assert message.endswith(
-        "define it at the level of a module, use loky or Dask, which send code too, "
-        "or keep it here by local=True"
+        "define functions at the level of a module, or use loky or Dask, which send code too; "
+        "pass and return what can be pickled; or keep the step here: local=True"
     )
 
 
-def test_loky_runs_lambdas() -> None:
+def test_an_executor_that_was_shut_down_is_an_error_that_names_the_step() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pass
+    with pytest.raises(WorkerError, match=r"step 'twofold' could not be sent .*: RuntimeError: "):
+        Pipeline(twofold, executor=pool).run(x=1)
+
+
+def test_loky_runs_lambdas(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import loky
 
+    monkeypatch.setenv("HOME", str(shared_home))  # its workers are used by other tests, too
     pool = loky.get_reusable_executor(2)
     assert Pipeline(Step(lambda x: x + 1, name="more"), executor=pool).run(x=1)["more"] == 2
 
 
-def test_an_executor_without_submit_is_an_error() -> None:
-    with pytest.raises(TypeError, match=r"executor=3: expected an object with submit\(\)"):
-        Pipeline(double, executor=3)
+def test_a_pipeline_inside_a_step_on_the_same_pool_runs_in_the_thread_of_the_step() -> None:
+    """Otherwise it would wait for workers that all wait for it."""
+    with ThreadPoolExecutor(1) as pool:
+
+        def outer(x: int) -> tuple[int, bool]:
+            @step
+            def thread_id() -> int:
+                return threading.get_ident()
+
+            run = Pipeline(twofold, thread_id, executor=pool).run(x=x)
+            return run["twofold"], run["thread_id"] == threading.get_ident()
+
+        assert Pipeline(outer, executor=pool).run(x=2)["outer"] == (4, True)
 
 
 def big(n: int) -> Any:
@@ -5624,12 +5771,497 @@ def test_values_stay_on_the_cluster(cluster: Any) -> None:
     assert sum(len(pickle.dumps(value)) for value in gathered) < 10_000
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_ctrl_c_ends_a_parallel_run_cleanly(kind: str, tmp_path: Path) -> None:
-    """No new work, no zombie, and a store that still works; under 2 s beside the running steps."""
-    pool = {"threads": "ThreadPoolExecutor", "processes": "ProcessPoolExecutor"}[kind]
+# Coroutines
+
+
+def test_async_steps_overlap_and_at_most_100_are_in_flight() -> None:
+    counts = [0, 0]  # now, and at most
+
+    @step(map="item")
+    async def nap(item: int) -> int:
+        counts[0] += 1
+        counts[1] = max(counts)
+        await asyncio.sleep(0.02)
+        counts[0] -= 1
+        return item
+
+    assert Pipeline(nap).run(item=range(250))["nap"] == list(range(250))
+    assert counts == [0, 100]
+
+
+def test_async_steps_run_where_an_event_loop_already_runs() -> None:
+    async def main() -> int:
+        deferred = Step(lambda x: later(x), name="deferred")  # does not look like an async step
+        run = Pipeline(later, deferred).run(x=1)
+        value: int = run["later"] + run["deferred"]
+        return value
+
+    assert asyncio.run(main()) == 4
+
+
+########################################################################################
+### Maps
+########################################################################################
+
+
+def test_a_map_calls_once_per_element_in_order(executor: Any) -> None:
+    assert Pipeline(square_all, executor=executor).run(item=[3, 1, 2])["square"] == [9, 1, 4]
+
+
+def test_a_map_after_a_map_and_a_plain_step(executor: Any) -> None:
+    pipeline = Pipeline(square_all, negate_all, summed, executor=executor)
+    assert pipeline.run("summed", item=range(30))["summed"] == -sum(i * i for i in range(30))
+
+
+def test_an_empty_map_gives_an_empty_list(executor: Any) -> None:
+    run = Pipeline(square_all, negate_all, summed, executor=executor).run(item=[])
+    assert (run["square"], run["negated"], run["summed"]) == ([], [], 0)
+    pipeline = Pipeline(Step(square, map="item", cache=True), executor=executor)
+    assert pipeline.plan(item=[])["square"].status == "fresh"
+    assert pipeline.run(item=[]).steps["square"].status == "cached"
+
+
+def test_several_arguments_are_mapped_side_by_side() -> None:
+    def pair(a: int, b: str, c: int) -> str:
+        return f"{a}{b}{c}"
+
+    pipeline = Pipeline(Step(pair, map=("a", "b")))
+    assert pipeline.run(a=[1, 2], b=["x", "y"], c=0)["pair"] == ["1x0", "2y0"]
+    with pytest.raises(ResultError) as caught:
+        pipeline.run(a=[1, 2], b=["x"], c=0)
+    assert str(caught.value) == (
+        "step 'pair' maps over lists of different lengths: a 2, b 1\n"
+        f"  pair(a, b, c) at {locate(pair)}\n  expected equal lengths"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("abc", "'abc'"),
+        ({"a": 1}, "{'a': 1}"),
+        (5, "5"),
+        (pd.DataFrame({"a": [1]}), "DataFrame(1 x 1)"),  # iteration would give column names
+    ],
+)
+def test_a_map_over_what_is_not_a_list_is_an_error(value: Any, text: str) -> None:
+    with pytest.raises(ResultError) as caught:
+        Pipeline(square_all).run(item=value)
+    assert str(caught.value) == (
+        f"step 'square' maps over 'item', which is {text}\n"
+        f"  square(item) at {locate(square)}\n  expected a list, or another iterable of elements"
+    )
+
+
+def test_a_map_that_cannot_begin_took_no_time() -> None:
+    size = Step(len, name="size", args={"obj": "word"}, map="obj")
+    run = Pipeline(size, on_error="continue").run(word="abc")
+    assert (run.steps["size"].status, run.steps["size"].seconds) == ("failed", 0.0)
+
+
+def test_a_nested_list_is_mapped_one_level_deep() -> None:
+    pipeline = Pipeline(Step(lambda row: sum(row), name="sums", map="row"))
+    assert pipeline.run(row=[[1, 2], [3]])["sums"] == [3, 3]
+
+
+def test_outputs_of_a_mapped_step_are_lists() -> None:
+    pipeline = Pipeline(Step(lambda x: (x, -x), name="both", map="x", outputs=("up", "down")))
+    run = pipeline.run(x=[1, 2])
+    assert (run["up"], run["down"]) == ([1, 2], [-1, -2])
+
+
+def test_a_map_over_a_map_may_need_all_of_it_too(executor: Any) -> None:
+    pair = Step(both_signs, map="x", outputs=("up", "down"))
+    for one, other in (("up", "both_signs"), ("both_signs", "up")):
+        after = Step(put_together, args={"one": one, "other": other}, map="one")
+        run = Pipeline(pair, after, executor=executor).run(x=[1, 2])
+        assert run["put_together"] == [(x, run[other]) for x in run[one]]
+
+
+def test_a_map_over_two_values_of_a_map(executor: Any) -> None:
+    names = {"one": "both_signs", "other": "up"}
+    pair = Step(both_signs, map="x", outputs=("up", "down"))
+    after = Step(put_together, args=names, map=("one", "other"))
+    run = Pipeline(pair, after, executor=executor).run("put_together", x=[1, 2, 3])
+    assert run["put_together"] == [((x, -x), x) for x in (1, 2, 3)]
+
+
+def test_failures_of_a_map_name_index_and_element(executor: Any) -> None:
+    with pytest.raises(ValueError, match="not three") as caught:
+        Pipeline(Step(picky, map="item"), executor=executor).run(item=[1, 2, 3, 4])
+    assert caught.value.__notes__ == [f"in step 'picky', element 2 at {locate(picky)}, with item=3"]
+
+
+def test_a_failed_map_skips_what_follows_it_element_by_element(executor: Any) -> None:
+    steps = [Step(picky, map="item"), Step(square, args={"item": "picky"}, map="item")]
+    run = Pipeline(steps, executor=executor, on_error="continue").run(item=[1, 2, 3, 4])
+    statuses = {name: state.status for name, state in run.steps.items()}
+    assert statuses == {"picky": "failed", "square": "skipped"}
+    assert run.steps["square"].reason == "needs picky"
+
+
+def test_a_map_with_a_default_copes_with_a_map_that_fails() -> None:
+    def negate(item: int = 7) -> int:
+        return -item
+
+    mapped = Step(lambda picky=(1, 2): -picky, name="mapped", map="picky")
+    run = Pipeline(Step(picky, map="item"), mapped, on_error="continue").run(item=[1, 2, 3])
+    assert run["mapped"] == [-1, -2]
+
+
+def test_every_element_has_its_own_retries_and_entry(executor: Any, tmp_path: Path) -> None:
+    (tmp_path / "tries").mkdir()
+    pipeline = Pipeline(
+        Step(fails_once, map="item", retries=1, cache=True, ignore="folder"),
+        executor=executor,
+        store=tmp_path / "store",
+    )
+    run = pipeline.run(item=[1, 2, 3], folder=tmp_path / "tries")
+    assert run["fails_once"] == [1, 2, 3]
+    run = pipeline.run(item=[3, 2], folder=tmp_path / "tries")
+    assert (run["fails_once"], run.steps["fails_once"].status) == ([3, 2], "cached")
+
+
+def test_one_new_element_is_one_call(tmp_path: Path) -> None:
+    calls = str(tmp_path / "calls")
+
+    def count(item: int) -> int:
+        with open(calls, "a") as file:
+            file.write(f"{item} ")
+        return -item
+
+    pipeline = Pipeline(Step(count, map="item", cache=True))
+    assert pipeline.run(item=[1, 2, 3])["count"] == [-1, -2, -3]
+    assert list_plan(pipeline.plan(item=[1, 2, 3])) == ["count fresh: "]
+    reason = "1 of 4 elements, never ran"
+    assert list_plan(pipeline.plan(item=[1, 2, 3, 4])) == [f"count new: {reason}"]
+    run = pipeline.run(item=[3, 2, 1, 4])
+    assert run["count"] == [-3, -2, -1, -4]
+    assert (run.steps["count"].reason, run.steps["count"].elements) == (reason, 4)
+    assert Path(calls).read_text() == "1 2 3 4 "
+    assert pipeline.run(item=[2]).steps["count"].status == "cached"
+
+
+def test_a_map_has_the_strongest_status_of_its_elements() -> None:
+    def make_pipeline(by: int) -> Pipeline:
+        def times(item: int, size: int) -> int:
+            return item * by * size
+
+        size = Step(lambda n: n, name="size", cache=True)
+        return Pipeline(size, Step(times, map="item", cache=True))
+
+    make_pipeline(2).run(item=[1, 2, 3], n=1)
+    assert list_plan(make_pipeline(2).plan(item=[1, 2, 3], n=1))[1] == "times fresh: "
+    assert list_plan(make_pipeline(2).plan(item=[1, 2, 4], n=1))[1] == (
+        "times new: 1 of 3 elements, never ran"
+    )
+    assert list_plan(make_pipeline(2).plan(item=[1, 2, 4], n=2))[1] == "times maybe: after size"
+    assert list_plan(make_pipeline(3).plan(item=[1, 2, 4], n=1))[1] == (
+        "times stale: code changed: closure by"
+    )
+
+
+def test_a_plan_follows_elements_through_a_chain_of_maps() -> None:
+    pipeline = Pipeline(
+        Step(square, map="item", cache=True),
+        Step(negated, map="square", cache=True),
+        Step(summed, cache=True),
+    )
+    pipeline.run(item=[1, 2, 3])
+    assert list_plan(pipeline.plan(item=[1, 2, 4])) == [
+        "square new: 1 of 3 elements, never ran",
+        "negated maybe: 1 of 3 elements, after square",
+        "summed maybe: after square",
+    ]
+
+
+def test_an_element_that_raises_skip_is_left_out_of_the_list(executor: Any) -> None:
+    """Between maps the gap stays, so that the pairs stay pairs."""
+    odd = Step(only_odd, map="item")
+    squares_of_odd = Step(square, args={"item": "only_odd"}, map="item")
+    pairs = Step(put_together, args={"one": "item", "other": "square"}, map=("one", "other"))
+    total = Step(sum, name="total", args={"iterable": "square"})
+    run = Pipeline(odd, squares_of_odd, pairs, total, executor=executor).run(item=[1, 2, 3, 4, 5])
+    assert run["only_odd"] == [1, 3, 5]
+    assert run["square"] == [1, 9, 25]
+    assert run["put_together"] == [(1, 1), (3, 9), (5, 25)]
+    assert run["total"] == 35
+    state = run.steps["only_odd"]
+    assert (state.status, state.elements) == ("ran", 5)
+    assert state.reason == "2 of 5 elements skipped: 2 is even"
+    assert run.steps["square"].reason == "2 of 5 elements skipped"
+
+
+def test_if_all_elements_are_skipped_the_list_is_empty(executor: Any) -> None:
+    total = Step(sum, name="total", args={"iterable": "only_odd"})
+    run = Pipeline(Step(only_odd, map="item"), total, executor=executor).run(item=[2, 4])
+    assert (run["only_odd"], run["total"]) == ([], 0)
+    assert run.steps["only_odd"].status == "ran"
+
+
+def test_a_skipped_element_is_not_cached() -> None:
+    pipeline = Pipeline(Step(only_odd, map="item", cache=True))
+    for _ in range(2):
+        run = pipeline.run(item=[1, 2, 3])
+        assert run["only_odd"] == [1, 3]
+    assert run.steps["only_odd"].status == "cached"
+    assert run.steps["only_odd"].reason == "1 of 3 elements skipped: 2 is even"
+    assert count_entries(pipeline) == 2
+    reason = "1 of 3 elements, never ran"
+    assert list_plan(pipeline.plan(item=[1, 2, 3])) == [f"only_odd new: {reason}"]
+
+
+def test_a_map_after_a_map_has_no_barrier() -> None:
+    """The second element of the first step waits for the first element of the second step."""
+    passed = threading.Event()
+
+    def first(item: int) -> int:
+        if item == 1:
+            assert passed.wait(30)
+        return item
+
+    def second(first: int) -> int:
+        passed.set()
+        return first
+
+    with ThreadPoolExecutor(2) as pool:
+        pipeline = Pipeline(Step(first, map="item"), Step(second, map="first"), executor=pool)
+        assert pipeline.run("second", item=[0, 1])["second"] == [0, 1]
+
+
+# How many elements are alive, and were at most. A logger in code counts by its type alone.
+ELEMENT_COUNTS: Any = logging.getLogger("elements")
+
+
+class Element:
+    """Counts its instances."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        ELEMENT_COUNTS.alive += 1
+        ELEMENT_COUNTS.most = max(ELEMENT_COUNTS.most, ELEMENT_COUNTS.alive)
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        ELEMENT_COUNTS.alive -= 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["plain", "cached", "async"])
+def test_elements_of_a_chain_of_maps_go_depth_first(workers: int, kind: str) -> None:
+    """A list that is not needed whole is never whole in memory."""
+    ELEMENT_COUNTS.alive = ELEMENT_COUNTS.most = 0
+
+    def load(item: int) -> Element:
+        return Element(item)
+
+    async def load_later(item: int) -> Element:
+        return Element(item)
+
+    def shrink(load: Element) -> int:
+        return load.number
+
+    first = Step(load, map="item", cache=kind == "cached")
+    if kind == "async":
+        first = Step(load_later, name="load", map="item")
+    steps = [first, Step(shrink, map="load"), Step(sum, args={"iterable": "shrink"})]
+    with ThreadPoolExecutor(workers or 1) as pool:
+        pipeline = Pipeline(steps, executor=pool if workers else None)
+        assert pipeline.run("sum", item=range(300))["sum"] == sum(range(300))
+    assert ELEMENT_COUNTS.most <= {"plain": 20, "cached": 20, "async": 120}[kind]
+
+
+def test_a_long_map_keeps_few_elements_in_flight() -> None:
+    most = [0]
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            most[0] = max(most[0], self._work_queue.qsize())
+            return super().submit(*args, **kwargs)
+
+    with Counting(2) as pool:
+        run = Pipeline(square_all, executor=pool).run(item=range(3000))
+    assert run["square"][-1] == 2999**2
+    assert most[0] <= 4 * 2 + 4
+
+
+########################################################################################
+### Loop
+########################################################################################
+
+# Order
+
+
+def test_ready_steps_start_with_the_longest_remaining_path() -> None:
+    started: list[str] = []
+
+    def make_step(name: str) -> Step:
+        return Step(lambda **_: started.append(name), name=name, args={"x": "x"})
+
+    chain = [Step(lambda **_: 0, name=f"a{i}", args={"p": f"a{i - 1}"}) for i in range(2, 5)]
+    with ThreadPoolExecutor(1) as pool:
+        Pipeline(make_step("b"), make_step("c"), make_step("a1"), chain, executor=pool).run(x=0)
+    assert started == ["a1", "b", "c"]
+
+
+def test_a_step_runs_after_the_steps_that_it_names(executor: Any, tmp_path: Path) -> None:
+    load = Step(functools.partial(write_line, "load"), name="load", args={"path": "log"})
+    train = Step(functools.partial(write_line, "train"), name="train", args={"path": "log"})
+    notify = Step(
+        functools.partial(write_line, "notify"),
+        name="notify",
+        args={"path": "log"},
+        after=("train", "load"),
+    )
+    pipeline = Pipeline(notify, load, train, executor=executor)
+    pipeline.run("notify", log=str(tmp_path / "log"))
+    lines = (tmp_path / "log").read_text().split()
+    assert sorted(lines) == ["load", "notify", "train"]
+    assert lines[-1] == "notify"
+
+
+def write_line(line: str, path: str) -> None:
+    with open(path, "a") as file:
+        file.write(line + "\n")
+
+
+def test_a_step_runs_after_a_whole_map() -> None:
+    log: list[Any] = []
+    upload = Step(log.append, name="upload", args={"object": "item"}, map="object")
+    notify = Step(lambda: log.append("all"), name="notify", after="upload")
+    each = Step(lambda item: log.append("one"), name="each", map="item", after="upload")
+    Pipeline(notify, upload, each).run(item=[1, 2, 3])
+    assert log[:3] == [1, 2, 3]
+    assert sorted(log[3:]) == ["all", "one", "one", "one"]
+
+
+def test_a_step_after_one_that_failed_or_was_skipped_is_skipped() -> None:
+    """Whatever its defaults; a step that is given counts as done."""
+    notify = Step(lambda fails=0: "sent", name="notify", after="fails")
+    tell = Step(lambda skips=0: "told", name="tell", after="skips")
+    pipeline = Pipeline(twofold, fails, skips, notify, tell, on_error="continue")
+    run = pipeline.run(x=1)
+    assert (run.steps["notify"].status, run.steps["notify"].reason) == ("skipped", "needs fails")
+    assert run.steps["tell"].reason == "needs skips"
+    assert pipeline.run("notify", fails=3)["notify"] == "sent"
+
+
+def test_after_does_not_count_in_the_key() -> None:
+    def make_pipeline(value: int) -> Pipeline:
+        first = Step(lambda: value, name="first")
+        return Pipeline(first, Step(lambda x: x, name="second", after="first", cache=True))
+
+    assert make_pipeline(1).run(x=1).steps["second"].status == "ran"
+    assert make_pipeline(2).run(x=1).steps["second"].status == "cached"
+    assert list_plan(make_pipeline(3).plan(x=1)) == ["first uncached: ", "second fresh: "]
+
+
+def test_a_value_that_nothing_needs_any_more_is_dropped_at_once() -> None:
+    alive = []
+
+    class Big:
+        pass
+
+    def make(x: int) -> Big:
+        value = Big()
+        alive.append(weakref.ref(value))
+        return value
+
+    def use(make: Big) -> int:
+        return 1
+
+    def check(use: int) -> bool:
+        gc.collect()
+        return alive[-1]() is None
+
+    with ThreadPoolExecutor(1) as pool:
+        for executor in (None, pool):
+            pipeline = Pipeline(Step(make, retries=1), use, check, executor=executor)
+            assert pipeline.run("check", x=1)["check"]
+
+
+# Failures
+
+
+def test_the_first_failure_lets_running_steps_end_and_keeps_their_results(tmp_path: Path) -> None:
+    has_failed = threading.Event()
+
+    def breaks() -> None:
+        has_failed.set()
+        raise ValueError("first")
+
+    def slow() -> int:
+        assert has_failed.wait(30)
+        return 5
+
+    slow_step = Step(slow, cache=True)
+    with ThreadPoolExecutor(2) as pool:
+        pipeline = Pipeline(slow_step, breaks, executor=pool, store=tmp_path / "s")
+        with pytest.raises(ValueError, match="first"):
+            pipeline.run()
+    run = Pipeline(slow_step, store=tmp_path / "s").run()
+    assert run.steps["slow"].status in ("cached", "ran")  # it may not have begun
+
+
+class BrokenText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class BrokenNote(Exception):
+    def add_note(self, note: str) -> None:
+        raise RuntimeError("no note")
+
+
+class BrokenSkip(Skip):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("kind", [BrokenText, BrokenNote, BrokenSkip])
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_a_broken_exception_does_not_end_a_run_that_continues(
+    kind: type[Exception], is_mapped: bool
+) -> None:
+    def breaks(item: Any) -> None:
+        raise kind
+
+    pipeline = Pipeline(
+        Step(breaks, map="item" if is_mapped else ()), twofold, on_error="continue", progress=False
+    )
+    run = pipeline.run(item=[1], x=1)
+    assert run["twofold"] == 2
+    assert run.steps["breaks"].status in ("failed", "skipped", "ran")
+
+
+def test_the_delay_between_tries_may_grow_beyond_all_bounds() -> None:
+    tries = itertools.count()
+
+    def flaky() -> int:
+        if next(tries) < 4:
+            raise OSError
+        return 1
+
+    options: dict[str, Any] = {"retries": 4, "retry_delay": 1e-300, "retry_backoff": 1e100}
+    pipeline = Pipeline(Step(flaky, **options), on_error="continue")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dagkit, "_LONGEST_DELAY", 0.01, raising=False)
+        run = pipeline.run()
+    assert (run["flaky"], run.steps["flaky"].attempts) == (1, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "threads", "processes"])
+def test_ctrl_c_ends_a_run_cleanly(kind: str, tmp_path: Path) -> None:
+    """No new work, no zombie, and a store that still works."""
+    pools = {"threads": "ThreadPoolExecutor", "processes": "ProcessPoolExecutor"}
+    make_pool = f"{pools[kind]}(2)" if kind in pools else "contextlib.nullcontext()"
     (tmp_path / "wide.py").write_text(
-        "import os, time\n"
+        "import contextlib, os, time\n"
         "from concurrent.futures import *\n"
         "from dagkit import Pipeline, Step\n"
         "def slow(item):\n"
@@ -5637,10 +6269,10 @@ def test_ctrl_c_ends_a_parallel_run_cleanly(kind: str, tmp_path: Path) -> None:
         "    time.sleep(0.5)\n"
         "    return item\n"
         "if __name__ == '__main__':\n"
-        f"    with {pool}(2) as pool:\n"
+        f"    with {make_pool} as pool:\n"
+        "        slow_step = Step(slow, map='item', cache=True)\n"
         "        try:\n"
-        "            wide = Pipeline(Step(slow, map='item', cache=True), executor=pool)\n"
-        "            wide.run(item=range(999))\n"
+        "            Pipeline(slow_step, executor=pool, on_error='continue').run(item=range(999))\n"
         "        except KeyboardInterrupt:\n"
         "            print('stopped', flush=True)\n"
     )
@@ -5655,74 +6287,184 @@ def test_ctrl_c_ends_a_parallel_run_cleanly(kind: str, tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
-        began = time.monotonic()
+        start = time.monotonic()
         process.send_signal(signal.SIGINT)
         out = process.communicate(timeout=30)[0]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - start < 5
         assert "stopped" in out
         assert out.count("ready") < 40
+
+
+# Beginning again
+
+
+def damage_values(pipeline: Pipeline) -> None:
+    """Flip a bit in the pickle of all values that lie in files of their own."""
+    for folder, _, names in os.walk(Path(pipeline.store.path, "values")):
+        for name in names:
+            path = Path(folder, name)
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+
+
+def make_table(n: int) -> list[int]:
+    return list(range(n, n + 9000))
+
+
+def test_a_run_begins_again_when_a_stored_value_is_damaged(executor: Any, tmp_path: Path) -> None:
+    """The fingerprint of the value has been used by then."""
+    if isinstance(executor, ProcessPoolExecutor):
+        pytest.skip("the workers of pytest raise warnings as errors")
+    table = Step(make_table, name="table", cache=True)
+    size = Step(len, args={"obj": "table"}, cache=True)
+    total = Step(sum, args={"iterable": "table"}, cache=True)
+    pipeline = Pipeline(table, size, total, executor=executor, store=tmp_path / "s")
+    pipeline.run("len", n=1)
+    damage_values(pipeline)
+    run, texts = catch_warnings(lambda: pipeline.run("len", "sum", n=1))
+    assert (run["len"], run["sum"]) == (9000, sum(range(1, 9001)))
+    assert get_statuses(run) == "table ran, len cached, sum ran"
+    assert len(texts) <= 1  # a worker process warns in its own process
+    run, texts = catch_warnings(lambda: pipeline.run("table", "sum", n=1))
+    assert (get_statuses(run), texts) == ("table cached, sum cached", [])
+
+
+def test_a_lazily_loaded_target_that_is_gone_is_computed_again() -> None:
+    log: list[str] = []
+
+    def table(n: int) -> list[int]:
+        log.append("table")
+        return make_table(n)
+
+    other = Step(lambda: log.append("other"), name="other")
+    pipeline = Pipeline(Step(table, cache=True, ignore=()), other)
+    pipeline.run(n=1)
+    run = pipeline.run("table", "other", n=1)
+    shutil.rmtree(pipeline.store.path)
+    log.clear()
+    assert run["table"] == make_table(1)
+    assert run["table"] is run["table"]
+    assert log == ["table"]  # and no other target
+
+
+def test_a_damaged_element_of_a_map_is_computed_again() -> None:
+    table = Step(make_table, name="table", args={"n": "n"}, map="n", cache=True)
+    pipeline = Pipeline(table)
+    pipeline.run(n=[1, 2, 3])
+    run = pipeline.run(n=[1, 2, 3])
+    damage_values(pipeline)
+    values, texts = catch_warnings(lambda: run["table"])
+    assert values == [make_table(1), make_table(2), make_table(3)]
+    assert len(texts) >= 1
+
+
+def test_a_run_cannot_begin_again_with_an_input_that_a_step_has_changed() -> None:
+    """The next run does not come to that."""
+
+    def total(rows: list[int]) -> list[int]:
+        return rows * 9000
+
+    def grow(rows: list[int]) -> None:
+        rows.append(100)
+
+    def report(total: list[int], grow: None) -> int:
+        return sum(total) // 9000
+
+    pipeline = Pipeline(Step(total, cache=True), grow, Step(report, cache=True))
+    assert pipeline.run("report", rows=[1, 2])["report"] == 3
+    pipeline.store.clear("report")
+    damage_values(pipeline)
+    with pytest.raises(ResultError, match="a step changed the input 'rows' in place") as caught:
+        catch_warnings(lambda: pipeline.run("report", rows=[1, 2]))
+    assert caught.value.name == "rows"
+    assert pipeline.run("report", rows=[1, 2])["report"] == 3
+
+
+class Odd:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return int, ("x",)
+
+
+def test_a_value_that_cannot_be_loaded_again_is_used_from_memory() -> None:
+    odd = Step(lambda: [Odd()], name="odd", cache=True)
+    kind = Step(lambda odd: type(odd[0]).__name__, name="kind", cache=True)
+    run, _ = catch_warnings(lambda: Pipeline(odd, kind).run())
+    assert (run["kind"], type(run["odd"][0])) == ("Odd", Odd)
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_step_that_removes_the_store_does_not_loop_for_ever(is_cached: bool) -> None:
+    @step(cache=is_cached)
+    def vandal(squares: list[int]) -> int:
+        shutil.rmtree(os.environ["DAGKIT_STORE"])
+        return len(squares)
+
+    @step
+    def noise() -> float:
+        return random.random()
+
+    @step(cache=True)
+    def noisy(noise: float) -> float:
+        return noise
+
+    @step(cache=True)
+    def result(noisy: float, squares: list[int], vandal: int) -> int:
+        return max(squares)
+
+    pipeline = Pipeline(squares, vandal, noise, noisy, result)
+    run, _ = catch_warnings(lambda: pipeline.run("vandal", "result", "squares", n=4))
+    assert (run["vandal"], run["result"], run["squares"]) == (4, 9, [0, 1, 4, 9])
 
 
 # Sensors
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time that passes only by waiting; the list holds the present."""
-    now = [100.0]
+def test_a_sensor_checks_at_once_and_then_every_interval() -> None:
+    times: list[float] = []
 
-    def wait(done: Any, seconds: float | None) -> Any:
-        if not done.empty():
-            return done.get()
-        assert seconds is not None
-        now[0] += seconds
-        return None
-
-    monkeypatch.setattr(dagkit, "_clock", lambda: now[0])
-    monkeypatch.setattr(dagkit, "_wait", wait)
-    return now
-
-
-def test_a_sensor_checks_at_once_and_then_every_interval(clock: list[float]) -> None:
-    checks: list[float] = []
-
-    @sensor(poke_interval=30)
+    @sensor(poke_interval=0.05)
     def arrived() -> str | None:
-        checks.append(clock[0])
-        return "file" if len(checks) == 4 else None
+        times.append(time.monotonic())
+        return "file" if len(times) == 3 else None
 
+    start = time.monotonic()
     run = Pipeline(arrived, Step(lambda arrived: arrived * 2, name="use")).run()
     assert run["use"] == "filefile"
-    assert checks == [100.0, 130.0, 160.0, 190.0]
+    assert times[0] - start < 0.05
+    assert all(after - before >= 0.05 for before, after in itertools.pairwise(times))
 
 
-def test_a_sensor_gives_up_after_a_failed_check_past_its_timeout(clock: list[float]) -> None:
-    checks: list[float] = []
+def test_a_sensor_gives_up_after_a_failed_check_past_its_timeout() -> None:
+    checks: list[int] = []
 
-    @sensor(poke_interval=30, timeout=70, retries=5)
+    @sensor(poke_interval=0.04, timeout=0.06, retries=5)
     def arrived() -> None:
-        checks.append(clock[0])
+        checks.append(1)
 
     with pytest.raises(SensorTimeoutError) as caught:
         Pipeline(arrived).run()
-    assert checks == [100.0, 130.0, 160.0, 190.0]
+    assert 2 <= len(checks) <= 3
     assert str(caught.value) == (
-        "sensor 'arrived' saw nothing within 70 s, in 4 checks\n"
-        f"  arrived() at {at(arrived)}\n  raise timeout=, or see why it waits in vain"
+        f"step 'arrived' saw nothing within 0.06 s, in {len(checks)} checks\n"
+        f"  arrived() at {locate(arrived)}\n"
+        "  increase timeout=, or check why the condition is never met"
     )
 
 
-def test_soft_fail_turns_the_timeout_into_a_skip(clock: list[float]) -> None:
+def test_soft_fail_turns_the_timeout_into_a_skip() -> None:
     @sensor(poke_interval=1, timeout=0, soft_fail=True)
     def arrived() -> bool:
         return False
 
-    def copes(arrived: bool = False) -> str:
+    def use(arrived: bool = False) -> str:
         return f"{arrived}"
 
-    run = Pipeline(arrived, copes).run()
+    run = Pipeline(arrived, use).run()
     assert run.steps["arrived"].status == "skipped"
-    assert run["copes"] == "False"
+    assert run["use"] == "False"
 
 
 def test_an_exception_fails_a_sensor() -> None:
@@ -5734,209 +6476,50 @@ def test_an_exception_fails_a_sensor() -> None:
         Pipeline(arrived).run()
 
 
+@pytest.mark.parametrize("value", [pd.DataFrame({"a": [1]}), np.array([0, 1])])
+def test_a_sensor_may_return_what_has_no_truth_value(value: Any) -> None:
+    @sensor(poke_interval=0)
+    def arrived() -> Any:
+        return value
+
+    assert Pipeline(arrived).run()["arrived"] is value
+
+
 def test_a_sensor_holds_no_worker_between_checks() -> None:
     """On one worker, the sensor waits for what runs after its first check."""
-    seen = threading.Event()
+    has_run = threading.Event()
 
     def other() -> bool:
-        seen.set()
+        has_run.set()
         return True
 
     def arrived() -> bool:
-        return seen.is_set()
+        return has_run.is_set()
 
     with ThreadPoolExecutor(1) as pool:
-        made = Pipeline(sensor(poke_interval=0.01)(arrived), other, executor=pool)
-        assert made.run()["arrived"] is True
+        pipeline = Pipeline(sensor(poke_interval=0.01)(arrived), other, executor=pool)
+        assert pipeline.run()["arrived"] is True
 
 
-def test_a_sensor_that_another_scheduler_keeps_is_kept_once_it_has_seen_something(
+def test_a_sensor_that_another_scheduler_keeps_is_stored_once_it_has_seen_something(
     tmp_path: Path,
 ) -> None:
     """A bridge makes such a step by ``dataclasses.replace``; a check in vain is no value."""
 
     @sensor(poke_interval=0.01)
     def arrived(folder: str) -> list[str]:
-        found = os.listdir(folder)
+        names = os.listdir(folder)
         Path(folder, "parcel").touch()
-        return found
+        return names
 
-    kept = dataclasses.replace(Pipeline(arrived).steps["arrived"], cache=True)
+    cached_sensor = dataclasses.replace(Pipeline(arrived).steps["arrived"], cache=True)
     (tmp_path / "mail").mkdir()
-    runs = [Pipeline(kept).run(folder=str(tmp_path / "mail")) for _ in range(2)]
+    runs = [Pipeline(cached_sensor).run(folder=str(tmp_path / "mail")) for _ in range(2)]
     assert [run["arrived"] for run in runs] == [["parcel"], ["parcel"]]
     assert [run.steps["arrived"].status for run in runs] == ["ran", "cached"]
 
 
-def test_a_sensor_has_no_cache_and_no_map() -> None:
-    with pytest.raises(StepError, match="@sensor has no option 'cache' or 'map'"):
-        sensor(cache=True)(double)
-    with pytest.raises(StepError, match="poke_interval=-1; expected seconds"):
-        sensor(poke_interval=-1)(double)
-
-
-# Events
-
-
-def test_listeners_see_every_change_in_the_calling_thread(executor: Any) -> None:
-    seen: list[tuple[str, str, str]] = []
-    threads: set[int] = set()
-
-    def listen(event: Event) -> None:
-        threads.add(threading.get_ident())
-        seen.append((event.kind, event.step, event.status))
-        json.dumps(dataclasses.asdict(event))
-
-    Pipeline(double, plus, executor=executor, on_event=listen).run(x=1)
-    assert threads == {threading.get_ident()}
-    begun = "step started" if executor is None else "step submitted"
-    assert seen == [
-        ("run started", "", ""),
-        (begun, "double", ""),
-        ("step finished", "double", "ran"),
-        (begun, "plus", ""),
-        ("step finished", "plus", "ran"),
-        ("run finished", "", "ran"),
-    ]
-
-
-def test_retries_pokes_and_maps_are_events(tmp_path: Path) -> None:
-    seen: list[Event] = []
-    answers = iter([0, 1])
-
-    def arrived() -> int:
-        return next(answers)
-
-    made = Pipeline(
-        Step(flaky_once, map="item", retries=1),
-        sensor(poke_interval=0)(arrived),
-        on_event=[seen.append],
-    )
-    made.run(item=[1, 2], folder=tmp_path)
-    kinds = Counter(event.kind for event in seen)
-    assert (kinds["step retried"], kinds["step poked"]) == (2, 1)
-    progress = [e for e in seen if e.kind == "map progress" and e.step == "flaky_once"]
-    assert [(e.done, e.total) for e in progress] == [(1, 2), (2, 2)]
-
-
-def test_a_listener_that_raises_gives_one_warning_and_stops_nothing() -> None:
-    def broken(event: Event) -> None:
-        raise OSError("full")
-
-    with pytest.warns(DagkitWarning) as caught:
-        assert Pipeline(double, plus, on_event=broken).run(x=1)["plus"] == 3
-    assert len(caught) == 1
-    assert "OSError: full" in str(caught[0].message)
-    assert caught[0].filename == __file__
-
-
-def test_the_logger_dagkit_tells_what_happens(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="dagkit"):
-        Pipeline(double).run(x=1)
-    assert [r.getMessage() for r in caplog.records] == [
-        "run started",
-        "step started double",
-        "step finished double ran",
-        "run finished ran",
-    ]
-
-
-def test_without_listeners_the_root_logger_is_left_alone() -> None:
-    assert run_python("import logging, dagkit; print(logging.getLogger().handlers)") == "[]\n"
-
-
-# Progress
-
-
-def shown(made: Pipeline, **inputs: Any) -> str:
-    """Give what a run writes to stderr, with times as T."""
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err), contextlib.suppress(ValueError):
-        made.run(**inputs)
-    return re.sub(r"\d+(\.\d)? m?s\b", "T", err.getvalue())
-
-
-def test_progress_writes_a_line_a_step_and_a_summary_to_stderr(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    steps = [Step(double, cache=True), skips, copes]
-    assert shown(Pipeline(steps, progress=True), x=1) == (
-        "■ double   ran       T\n"
-        "⊘ skips    skipped   not today\n"
-        "■ copes    ran       T\n"
-        "pipeline done in T · 2 ran · 1 skipped\n"
-    )
-    assert shown(Pipeline(steps, progress=True), x=1).splitlines()[0] == (
-        "✓ double   cached    saved T"
-    )
-    assert capsys.readouterr() == ("", "")
-
-
-def test_progress_shows_failures_with_their_place() -> None:
-    def breaks(double: int) -> None:
-        raise ValueError("X has 3 columns")
-
-    assert shown(Pipeline(double, breaks, progress=True), x=1) == (
-        "■ double   ran       T\n"
-        f"✗ breaks   failed    T   ValueError: X has 3 columns   ({at(breaks)})\n"
-        "pipeline failed in T · 1 ran · 1 failed\n"
-    )
-
-
-def test_progress_is_silent_where_there_is_no_terminal_unless_asked() -> None:
-    assert shown(Pipeline(double), x=1) == ""
-    assert shown(Pipeline(double, progress=False), x=1) == ""
-    with pytest.raises(ValueError, match="progress='loud': expected True, False or 'auto'"):
-        Pipeline(double, progress="loud")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("colour", [True, False])
-def test_progress_on_a_terminal_rewrites_its_last_line(colour: bool, tmp_path: Path) -> None:
-    """A real pseudo-terminal; a map shows how far it is; colours unless NO_COLOR is set."""
-    import pty
-
-    (tmp_path / "slow.py").write_text(
-        "import time\nfrom dagkit import Pipeline, Step\n"
-        "def slow(item):\n    time.sleep(0.03)\n"
-        "Pipeline(Step(slow, map='item')).run(item=range(20))\n"
-    )
-    main, side = pty.openpty()
-    env = {**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
-    env |= {} if colour else {"NO_COLOR": "1"}
-    subprocess.run([sys.executable, str(tmp_path / "slow.py")], stderr=side, env=env, check=True)
-    os.close(side)
-    text = b""
-    with contextlib.suppress(OSError):
-        while chunk := os.read(main, 4096):
-            text += chunk
-    os.close(main)
-    written = text.decode()
-    bars = re.findall(r"\x1b\[K▶ slow (\d+)/20 [^\r]* 0/1", written)
-    assert 2 <= len(bars) <= 12
-    assert ("\x1b[32m" in written) == colour
-    assert written.splitlines()[-1].startswith("\x1b[Kpipeline done in")
-
-
-def test_progress_falls_back_to_ascii() -> None:
-    out = run_python(
-        """
-        import sys
-        from dagkit import Pipeline
-        sys.stderr = sys.stdout
-        Pipeline({"more": lambda x: x + 1}, progress=True).run(x=1)
-        """,
-        PYTHONIOENCODING="ascii",
-    )
-    assert out.splitlines()[0].startswith("+ more   ran")
-    assert " - 1 ran" in out
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.003, "3 ms"), (0.4, "0.4 s"), (8.2, "8.2 s"), (63, "1 min 03 s"), (7500, "2 h 05 min")],
-)
-def test_times_are_written_for_people(seconds: float, text: str) -> None:
-    assert dagkit._duration(seconds) == text
+# Random pipelines
 
 
 def act(fate: str, name: str, folder: str, **values: int) -> int:
@@ -5957,37 +6540,2000 @@ def act(fate: str, name: str, folder: str, **values: int) -> int:
     max_examples=3,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
+@pytest.mark.slow
 def test_random_dags_with_failures_skips_and_retries_agree_with_the_sequential_run(
     executor: Any, seed: int
 ) -> None:
-    """200 steps with up to three arguments each."""
+    """200 steps with up to three arguments each; some run after another step."""
     draw = random.Random(seed)
     fates = ["ran"] * 30 + ["retried"] * 3 + ["failed", "skipped"]
-    dag = [
-        (
-            f"s{i}",
-            draw.sample([f"s{j}" for j in range(max(0, i - 30), i)], min(i, draw.randint(0, 3))),
-        )
-        for i in range(200)
-    ]
-    fate = {name: draw.choice(fates) for name, _ in dag}
+    dag = []
+    for i in range(200):
+        earlier = [f"s{j}" for j in range(max(0, i - 30), i)]
+        needs = draw.sample(earlier, min(i, draw.randint(0, 3)))
+        after = draw.sample(earlier, min(i, draw.choice([0, 0, 0, 1])))
+        dag.append((f"s{i}", needs, tuple(after), draw.choice(fates)))
 
-    def outcome(executor: Any) -> Any:
+    def find_outcome(executor: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             steps = [
                 Step(
-                    functools.partial(act, fate[name], name, folder),
+                    functools.partial(act, fate, name, folder),
                     name=name,
                     args={"none": "nothing"} | {need: need for need in needs},
+                    after=after,
                     retries=1,
                 )
-                for name, needs in dag
+                for name, needs, after, fate in dag
             ]
             run = Pipeline(steps, executor=executor, on_error="continue").run(nothing=0)
-            summary = {n: (s.status, s.reason, s.attempts) for n, s in sorted(run.steps.items())}
-            return dict(run), summary
+            states = sorted(run.steps.values(), key=lambda state: state.name)
+            return dict(run), [(s.name, s.status, s.reason, s.attempts) for s in states]
 
-    assert outcome(executor) == outcome(None)
+    assert find_outcome(executor) == find_outcome(None)
+
+
+########################################################################################
+### Text
+########################################################################################
+
+
+def make_ml_pipeline() -> Pipeline:
+    """Make the pipeline of an ML project, with outputs, a map, and a step that fails."""
+    steps: list[Any] = [
+        Step(lambda path: [1, 2, 3, 4], name="load"),
+        Step(lambda load, drop=True: load, name="clean", cache=True),
+        Step(lambda clean, seed=0: (clean[:2], clean[2:]), name="split", outputs=("train", "test")),
+        Step(lambda train, alpha=0.1, seed=0: sum(train), name="model", cache=True),
+        Step(lambda fold: fold, name="folds", map="fold"),
+        Step(lambda model, test: 1 / 0, name="predict"),
+        Step(lambda predict, folds: predict, name="evaluate"),
+    ]
+    return Pipeline(steps, on_error="continue")
+
+
+ML_INPUTS: dict[str, Any] = {"path": "x.csv", "fold": [1, 2, 3]}
+
+
+def hide_times(text: str) -> str:
+    return re.sub(r"\d+(\.\d)? m?s\b", "T", text)
+
+
+def test_a_pipeline_is_a_table_of_its_steps_and_their_needs() -> None:
+    pipeline = make_ml_pipeline()
+    assert str(pipeline) == repr(pipeline.show()) == pipeline.show().text == (
+        "pipeline · 7 steps, 5 inputs\n"
+        "  load                  path\n"
+        "  clean                 load, drop\n"
+        "  split → train, test   clean, seed\n"
+        "  model                 train, alpha, seed\n"
+        "  folds                 each fold\n"
+        "  predict               model, test\n"
+        "  evaluate              predict, folds"
+    )  # fmt: skip
+
+
+def test_a_table_says_after_which_steps_a_step_runs_and_counts_many_needs() -> None:
+    names = [f"part{index}" for index in range(10)]
+    notify = Step(lambda: None, name="notify", after=("total", "part0"))
+    pipeline = Pipeline(*map(make_function, names), make_function("total", *names), notify)
+    assert str(pipeline).splitlines()[-2:] == [
+        "  total    part0, part1, part2, part3, part4, part5, part6, part7, … and 2 more",
+        "  notify   after total, after part0",
+    ]
+
+
+def test_a_plan_is_a_table_of_statuses_and_reasons() -> None:
+    pipeline = make_ml_pipeline()
+    pipeline.run("model", **ML_INPUTS)
+    pipeline.run("clean", path="y.csv", drop=False)
+    plan = pipeline.plan("model", **ML_INPUTS, alpha=0.3)
+    table = [re.split(" {3,}", line.strip()) for line in str(plan).splitlines()]
+    assert table == [
+        ["pipeline · 4 steps, 4 inputs · 2 stale, 2 uncached"],
+        ["load", "path", "▹ uncached"],
+        ["clean", "load, drop", "↻ stale", "input drop False → True"],
+        ["split → train, test", "clean, seed", "▹ uncached"],
+        ["model", "train, alpha, seed", "↻ stale", "input alpha 0.1 → 0.3"],
+    ]
+
+
+def test_a_run_is_a_table_of_outcomes_with_the_values_of_its_targets_below() -> None:
+    pipeline = make_ml_pipeline()
+    pipeline.run("model", **ML_INPUTS)
+    run = pipeline.run("evaluate", "test", "split", **ML_INPUTS)
+    place = locate(pipeline.steps["predict"].function)
+    assert hide_times(str(run)) == (
+        "pipeline · 7 steps, 5 inputs · 3 ran, 2 cached, 1 failed, 1 skipped · T · saved T\n"
+        "  load                  path                 ■ ran       T\n"
+        "  clean                 load, drop           ✓ cached    saved T\n"
+        "  split → train, test   clean, seed          ■ ran       T\n"
+        "  model                 train, alpha, seed   ✓ cached    saved T\n"
+        "  predict               model, test          ✗ failed    T   ZeroDivisionError: division "
+        f"by zero   ({place})\n"
+        "  folds                 each fold            ■ ran       T   3 elements\n"
+        "  evaluate              predict, folds       ⊘ skipped   needs predict\n"
+        "\n"
+        "  test = [3, 4]\n"
+        "  split = ([1, 2], [3, 4])"
+    )  # fmt: skip
+
+
+def test_without_targets_the_values_that_no_step_needs_are_displayed() -> None:
+    steps: list[Any] = [lambda first: (first, "x" * 100), make_function("last", "low")]
+    pipeline = Pipeline(Step(steps[0], name="ends", outputs=("low", "high")), steps[1])
+    assert str(pipeline.run(first=1)).splitlines()[-2:] == [
+        "  high = 'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx'",
+        "  last = None",
+    ]
+    many = Pipeline({f"step{index}": lambda: 1 for index in range(30)}).run()
+    assert str(many).splitlines()[-2:] == ["  step19 = 1", "  … and 10 more"]
+
+
+def test_a_stored_value_is_not_loaded_to_be_displayed() -> None:
+    pipeline = Pipeline(Step(lambda n: [n] * 10_000, name="wide", cache=True))
+    pipeline.run(n=1)
+    run = pipeline.run(n=1)
+    assert str(run).splitlines()[-1] == "  wide = not loaded yet"
+    assert len(run["wide"]) == 10_000
+    assert str(run).splitlines()[-1].startswith("  wide = [1, 1, 1,")
+
+
+def make_state(status: str, **facts: Any) -> Any:
+    return dagkit._StepState("fit", status, **facts)
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "brief"),
+    [
+        (make_state("fresh", saved=1.2), "saves 1.2 s", "saves 1.2 s"),
+        (make_state("stale", reason="expired"), "expired", "expired"),
+        (make_state("maybe", reason="after load"), "after load", "after load"),
+        (make_state("new", reason="never ran"), "never ran", "never ran"),
+        (make_state("uncached"), "", "uncached"),
+        (make_state("running", reason="3/20"), "3/20", "3/20"),
+        (make_state("ran", seconds=8.2, reason="never ran"), "8.2 s   first time", "8.2 s"),
+        (make_state("ran", seconds=8, attempts=3), "8.0 s   in 3 tries", "8.0 s"),
+        (make_state("ran", seconds=8, elements=1), "8.0 s   1 element", "8.0 s"),
+        (make_state("cached", saved=3.1), "saved 3.1 s", "cached, saved 3.1 s"),
+        (make_state("failed", error=ValueError("a\nb")), "0 ms   ValueError: a", "ValueError"),
+        (make_state("failed", reason="interrupted"), "0 ms   interrupted", "interrupted"),
+        (make_state("skipped", reason="needs load"), "needs load", "needs load"),
+    ],
+)
+def test_an_outcome_is_described_in_a_row_and_in_a_box(
+    state: Any, outcome: str, brief: str
+) -> None:
+    assert dagkit._describe_outcome(state) == outcome
+    assert dagkit._describe_briefly(state) == brief
+
+
+class Terminal(io.StringIO):
+    encoding = "ascii"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_is_cut_to_the_terminal_in_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Pipeline(Step(lambda x: x, name="a_step", cache=True)).plan(x=threading.Lock())
+    monkeypatch.setenv("COLUMNS", "36")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert str(plan).splitlines()[1] == "  a_step   x   * uncached   no fing~"
+
+
+def test_columns_are_aligned_by_the_cells_that_letters_take() -> None:
+    assert dagkit._format_table([["ab", "x"], ["日本", "x"], ["e\u0301", "x"]]) == (
+        "  ab     x\n  日本   x\n  e\u0301      x"
+    )
+    assert dagkit._format_table([]) == dagkit._format_table([[]]) == ""
+    assert dagkit._cut_end("日本日本", 6) == "日本…"
+    assert dagkit._cut_middle("load_customers_of_2024", 12) == "load_cu…2024"
+
+
+########################################################################################
+### Layout
+########################################################################################
+
+# The mean of the crossings of twenty pipelines of so many steps may not be higher.
+MOST_CROSSINGS = {10: 1, 50: 24, 100: 56, 200: 155}
+
+Size = tuple[float, float]
+Edges = list[tuple[str, str]]
+
+
+class Sketch(NamedTuple):
+    """A graph to lay out."""
+
+    sizes: dict[str, Size]
+    edges: Edges
+
+
+def rank(names: Any, edges: Edges) -> tuple[list[list[int]], dict[tuple[str, str], list[int]], int]:
+    """Return the ranks and the trails of edges, as numbers of nodes, and the crossings."""
+    rows, _, trails = dagkit._rank_boxes(names, edges)
+    dagkit._update_positions(rows)
+    crossings = dagkit._count_crossings(rows)
+    numbers = {edge: [node.number for node in trail] for edge, trail in trails.items()}
+    return [[node.number for node in row] for row in rows], numbers, crossings
+
+
+def arrange(sizes: dict[str, Size], edges: Edges, is_across: bool = False) -> dagkit._Geometry:
+    return dagkit._arrange(*dagkit._rank_boxes(sizes, edges), sizes, is_across)
+
+
+def make_random_sketch(steps: int, seed: int) -> Sketch:
+    """Return a pipeline of steps that take 1-3 values, mostly recent ones, some old.
+
+    The first ten steps are almost a chain, as in short scripts. Calibrated so that graphviz's dot
+    has about 0.1, 19, 43, 114 crossings on average at 10, 50, 100, 200 steps.
+    """
+    rng = random.Random(seed)
+    sizes: dict[str, Size] = {}
+    edges: Edges = []
+    names: list[str] = []
+    for index in range(steps):
+        name = f"step_{index:03}"
+        needs = set()
+        if index == 0 or rng.random() < 0.15:
+            needs.add(f"input_{index:03}")
+            sizes[f"input_{index:03}"] = (60, 22)
+        recent = names[-(8 if index >= 10 else 2) :]
+        for _ in range(rng.choices((1, 2, 3), (5, 4, 2))[0]):
+            if names:
+                needs.add(rng.choice(names if rng.random() < 0.045 else recent))
+        sizes[name] = (rng.randint(92, 200), 44)
+        edges += [(need, name) for need in sorted(needs)]
+        names.append(name)
+    return Sketch(sizes, edges)
+
+
+@st.composite
+def sketches(draw: st.DrawFn) -> Sketch:
+    names = [f"n{index}" for index in range(draw(st.integers(0, 14)))]
+    declared = draw(st.permutations(names))
+    size = st.tuples(st.integers(30, 260), st.sampled_from((22, 40, 46)))
+    pairs = list(itertools.combinations(names, 2))
+    edges = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=30)) if pairs else []
+    return Sketch({name: draw(size) for name in declared}, edges)
+
+
+def trace(route: list[Size], is_across: bool) -> Iterator[Size]:
+    """Yield points of a route as it is drawn: straight in bands, one cubic between two bands."""
+    for index, (start, end) in enumerate(itertools.pairwise(route)):
+        (x0, y0), (x1, y1) = (point[::-1] if is_across else point for point in (start, end))
+        for k in range(25):
+            t = k / 24
+            aside = x0 + (x1 - x0) * (t * t * (3 - 2 * t) if index % 2 else t)
+            along = y0 + (y1 - y0) * (1.5 * t - 1.5 * t * t + t**3 if index % 2 else t)
+            yield (along, aside) if is_across else (aside, along)
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(sketches())
+def test_every_edge_goes_forward_and_spans_the_fewest_ranks(graph: Sketch) -> None:
+    rows, trails, _ = rank(graph.sizes, graph.edges)
+    levels = {node: index for index, row in enumerate(rows) for node in row}
+    assert sorted(levels) == list(range(len(levels)))
+    for trail in trails.values():
+        assert all(levels[b] == levels[a] + 1 for a, b in itertools.pairwise(trail))
+    # No node alone can be moved to make the edges shorter: a necessary condition.
+    names = list(graph.sizes)
+    for index, node in enumerate(names):
+        before = [levels[names.index(a)] for a, b in graph.edges if b == node]
+        after = [levels[names.index(b)] for a, b in graph.edges if a == node]
+        if len(after) > len(before):
+            assert levels[index] == min(after) - 1
+        if len(after) < len(before):
+            assert levels[index] == max(before) + 1
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(sketches(), st.booleans())
+def test_boxes_of_a_rank_keep_their_gap_and_lie_inside(graph: Sketch, is_across: bool) -> None:
+    rows, _, _ = rank(graph.sizes, graph.edges)
+    layout = arrange(graph.sizes, graph.edges, is_across)
+    names = list(graph.sizes)
+    boxes = {}
+    for node, (x, y) in layout.centres.items():
+        width, height = graph.sizes[node]
+        boxes[node] = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        assert min(boxes[node][:2]) > 7.9
+        assert boxes[node][2] < layout.width - 7.9
+        assert boxes[node][3] < layout.height - 7.9
+    for row in rows:
+        for a, b in itertools.pairwise(names[node] for node in row if node < len(names)):
+            gap = 14 if is_across else 24
+            assert boxes[b][is_across] - boxes[a][is_across + 2] > gap - 0.11
+    for route in layout.routes.values():
+        assert all(7.9 < x < layout.width - 7.9 for x, _ in route)
+        assert all(7.9 < y < layout.height - 7.9 for _, y in route)
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(sketches(), st.booleans())
+def test_no_edge_crosses_a_foreign_box(graph: Sketch, is_across: bool) -> None:
+    layout = arrange(graph.sizes, graph.edges, is_across)
+    for (a, b), route in layout.routes.items():
+        assert len(route) % 2 == 0
+        for end, sign, point in ((a, 1, route[0]), (b, -1, route[-1])):
+            x, y = layout.centres[end]
+            width, height = graph.sizes[end]
+            border = (x + sign * width / 2, y) if is_across else (x, y + sign * height / 2)
+            assert point == pytest.approx(border)
+        for x, y in trace(route, is_across):
+            for node, (left, top) in layout.centres.items():
+                width, height = graph.sizes[node]
+                is_inside = abs(x - left) < width / 2 - 0.1 and abs(y - top) < height / 2 - 0.1
+                assert not is_inside, (a, b, node)
+
+
+@pytest.mark.parametrize("steps", [10, 50, 100, 200])
+def test_few_edges_cross(steps: int) -> None:
+    """Counted between neighbouring ranks, shared trunks once."""
+    crossings = [rank(*make_random_sketch(steps, seed))[2] for seed in range(20)]
+    assert sum(crossings) / len(crossings) <= MOST_CROSSINGS[steps]
+
+
+def make_sizes(*names: str) -> dict[str, Size]:
+    return {name: (92 + 8.0 * len(name), 44) for name in names}
+
+
+@pytest.mark.parametrize("is_across", [False, True])
+def test_a_chain_is_exactly_straight(is_across: bool) -> None:
+    names = [f"step{'x' * (index % 7)}{index}" for index in range(100)]
+    layout = arrange(make_sizes(*names), list(itertools.pairwise(names)), is_across)
+    assert len({centre[is_across] for centre in layout.centres.values()}) == 1
+
+
+def test_a_diamond_is_symmetric() -> None:
+    edges = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]
+    centres = arrange(make_sizes("a", "b", "c", "d"), edges).centres
+    middle = (centres["b"][0] + centres["c"][0]) / 2
+    assert centres["a"][0] == pytest.approx(centres["d"][0]) == pytest.approx(middle)
+    assert centres["b"][0] < centres["c"][0]
+
+
+def test_siblings_keep_the_order_in_which_they_are_declared() -> None:
+    names = [f"child{index}" for index in range(20)]
+    edges = [("parent", name) for name in names] + [(name, "join") for name in names]
+    centres = arrange(make_sizes("parent", *names, "join"), edges).centres
+    assert sorted(names, key=lambda name: centres[name]) == names
+    middle = (centres[names[0]][0] + centres[names[-1]][0]) / 2
+    assert centres["parent"][0] == pytest.approx(middle, abs=80)
+
+
+def test_edges_of_one_producer_share_their_bends() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    rows, trails, _ = rank(names, [*itertools.pairwise(names), ("a", "d"), ("a", "e")])
+    assert trails["a", "d"][:3] == trails["a", "e"][:3]
+    assert sum(map(len, rows)) == len(names) + 3
+
+
+def test_wide_graphs_are_laid_out() -> None:
+    names = [f"part{index}" for index in range(200)]
+    edges = [("split", name) for name in names] + [(name, "join") for name in names]
+    assert rank(["split", *names, "join"], edges)[2] == 0
+    assert len(arrange(make_sizes("split", *names, "join"), edges).routes) == 400
+    lone = [f"lone{index}" for index in range(300)]
+    assert len(arrange(make_sizes(*lone), []).centres) == 300
+
+
+def test_an_empty_graph_has_an_empty_layout() -> None:
+    assert arrange({}, []) == dagkit._Geometry(False, {}, {}, 16.0, 16.0)
+    assert arrange({"a": (100, 44)}, []) == dagkit._Geometry(False, {"a": (58, 30)}, {}, 116, 60)
+
+
+@pytest.mark.parametrize(
+    ("edges", "is_across"),
+    [
+        (list(itertools.pairwise("abcdef")), True),  # six steps in a row fill the width
+        (list(itertools.pairwise("abcdefghijklmnop")), False),  # sixteen would be too small
+        ([("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")], True),
+        ([("a", f"b{index}") for index in range(20)], True),  # scrolling down is better
+        ([(a, b) for i in range(9) for a, b in [(f"n{i}", f"n{i + 1}"), (f"n{i}", "z")]], False),
+    ],
+)
+def test_edges_go_where_the_picture_wastes_less_of_a_notebook_cell(
+    edges: Edges, is_across: bool
+) -> None:
+    names = dict.fromkeys(itertools.chain.from_iterable(edges))
+    sizes = tuple((name, (133.0, 40.0)) for name in names)
+    assert dagkit._lay_out(sizes, tuple(edges)).is_across == is_across
+
+
+########################################################################################
+### Picture
+########################################################################################
+
+
+def read_svg_texts(svg: str) -> list[str]:
+    """Return the texts of a picture in their order, after a check that it fits a notebook."""
+    root = ElementTree.fromstring(svg)
+    for element in root.iter():
+        tag = element.tag.rpartition("}")[2]
+        assert tag in {"svg", "style", "rect", "g", "path", "text"}
+        assert not {"id", "href", "style", "onload"} & element.attrib.keys()
+    texts = [text for element in root.iter() if (text := (element.text or "").strip())]
+    assert texts.pop(0).startswith("@media (prefers-color-scheme:dark)")
+    return texts
+
+
+def read_picture(html: str) -> str:
+    """Return the SVG in the HTML of a notebook."""
+    (data,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    return base64.b64decode(data).decode()
+
+
+SAMPLES = {
+    "one": ["a"],
+    "chain": ["a", "b a", "c b", "d c"],
+    "diamond": ["a", "b a", "c a", "d b c"],
+    "fan": ["a", *[f"b{i} a" for i in range(20)], "z " + " ".join(f"b{i}" for i in range(20))],
+}
+
+
+def make_sample(kind: str) -> Pipeline:
+    """Make one of five small graphs."""
+    if kind == "ml":
+        return make_ml_pipeline()
+    return Pipeline([make_function(*line.split()) for line in SAMPLES[kind]])
+
+
+def make_sample_scene(kind: str, stage: str) -> dagkit._Scene:
+    """Make a scene of a sample in a plan, a run, or a run that fails, with fixed times."""
+    scene = make_sample(kind)._make_scene()
+    states = {
+        "plan": [
+            make_state("fresh", saved=1.2),
+            make_state("stale", reason="code changed: helper tidy"),
+            make_state("maybe", reason="after clean"),
+            make_state("new", reason="never ran"),
+            make_state("uncached"),
+        ],
+        "run": [make_state("ran", seconds=8.2), make_state("cached", saved=3.1)],
+        "failure": [
+            make_state("ran", seconds=0.4),
+            make_state("failed", seconds=0.7, error=ValueError("X has 3 columns")),
+            make_state("skipped", reason="needs b"),
+        ],
+    }[stage]
+    steps = scene.list_steps()
+    names = [step.name for step in steps]
+    chosen = [states[min(index, len(states) - 1)] for index in range(len(steps))]
+    seconds = None if stage == "plan" else 9.3
+    return scene._replace(states=dict(zip(names, chosen, strict=True)), seconds=seconds)
+
+
+def test_a_picture_draws_each_step_output_and_input_once() -> None:
+    assert read_svg_texts(make_ml_pipeline().show().svg) == [
+        "pipeline", "· 7 steps, 5 inputs", "path", "load", "drop", "clean", "seed", "split",
+        "→ train, test", "alpha", "model", "fold", "folds", "predict", "evaluate",
+    ]  # fmt: skip
+
+
+def test_a_picture_of_a_plan_draws_what_is_needed_with_reasons_and_counts() -> None:
+    texts = read_svg_texts(dagkit._Picture(make_sample_scene("ml", "plan")).svg)
+    counts = [text for text in texts if re.fullmatch(r"\d \w+", text)]
+    assert counts == ["1 fresh", "1 stale", "1 maybe", "1 new", "3 uncached"]
+    assert {"saves 1.2 s", "code changed: helper tidy", "after clean", "→ train, test"} <= {*texts}
+    plan = make_ml_pipeline().plan("model", **ML_INPUTS)
+    assert "evaluate" not in read_svg_texts(plan.show().svg)
+
+
+def test_a_picture_of_a_run_shows_times_failures_and_what_the_cache_saved() -> None:
+    pipeline = make_ml_pipeline()
+    pipeline.run("model", **ML_INPUTS)
+    svg = pipeline.run("evaluate", "test", **ML_INPUTS).show().svg
+    texts = hide_times("|".join(read_svg_texts(svg))).split("|")
+    for text in ("ZeroDivisionError", "needs predict", "cached, saved T", "×3", "1 failed"):
+        assert text in texts
+    assert svg.count('stroke-dasharray="6 3 1 3"') == 1
+    # The mapped step is a stack of three; the two targets have a second outline.
+    assert len(re.findall(r'<path d="M\d+ \d+h\d+q6 0 6-6v', svg)) == 2
+    assert len(re.findall(r'rx="9"', svg)) == 2
+
+
+def test_a_given_value_is_drawn_as_an_input() -> None:
+    plan = make_ml_pipeline().plan("evaluate", predict=3, fold=[1])
+    texts = read_svg_texts(plan.show().svg)
+    assert texts[:3] == ["pipeline", "· 2 steps, 2 inputs", "2 uncached"]
+    assert "model" not in texts
+    assert "predict" in texts
+
+
+def test_an_edge_that_hands_on_no_value_is_dashed() -> None:
+    steps = [make_function("load"), make_function("fit", "load"), make_function("plot", "load")]
+    notify = Step(lambda: None, name="notify", after=("fit", "plot"))
+    svg = Pipeline(*steps, notify).show().svg
+    solid, dashed = re.findall(r'<path d="([^"]+)" class="e".* stroke-dasharray="(.*)"/>', svg)
+    assert (solid[0].count("M"), solid[1]) == (2, "none")
+    assert (dashed[0].count("M"), dashed[1]) == (2, "4 3")
+    both = Step(lambda load: None, name="both", args={"load": "load"}, after="load")
+    assert 'stroke-dasharray="4 3"' not in Pipeline(steps[0], both).show().svg
+
+
+def test_show_with_targets_draws_only_what_they_need() -> None:
+    pipeline = make_ml_pipeline()
+    picture = pipeline.show("model", "train")
+    assert picture.text == (
+        "pipeline · 4 steps, 4 inputs\n"
+        "  load                  path\n"
+        "  clean                 load, drop\n"
+        "  split → train, test   clean, seed\n"
+        "  model                 train, alpha, seed"
+    )
+    assert picture.svg.count('rx="9"') == 2
+    assert "predict" not in read_svg_texts(picture.svg)
+    run = pipeline.run(**ML_INPUTS).show("split")
+    assert run.text.splitlines()[0].startswith("pipeline · 3 steps, 3 inputs · 3 ran · ")
+    assert run.text.splitlines()[-1] == "  split = ([1, 2], [3, 4])"
+    with pytest.raises(InputError) as caught:
+        pipeline.show("modle")
+    assert str(caught.value) == (
+        "show() was given 'modle', but no step produces or uses it\n"
+        "  known names: alpha, clean, drop, evaluate, fold, folds, load, model, path, predict, "
+        "seed, split, … and 2 more; did you mean 'model'?"
+    )
+    with pytest.raises(InputError, match="'None', but no step produces or uses it"):
+        pipeline.show(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="format='png': expected 'html' or 'svg'"):
+        pipeline.show(format="png")  # type: ignore[arg-type]
+
+
+STAGES = ["plan", "run", "failure"]
+
+# The pictures of plan, run and failure as somebody has looked at them. When one changes, look at
+# the file that the test names before you write its new hash here.
+GOLDENS = {
+    "one": "2554f9966858 bbcf30055e2a 9d355b96f107",
+    "chain": "b387d2c38f50 213874ab99a9 1fab70a7b5cf",
+    "diamond": "0911f69d4e51 f647eebfa1b4 20ca3615353e",
+    "fan": "ea05b6667d74 9deb758fbcea 8ee5b4b0e99a",
+    "ml": "424e887086a6 97c00e278a3c b12cf1a665cc",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", GOLDENS)
+def test_pictures_are_as_somebody_has_looked_at_them(kind: str, stage: str, tmp_path: Path) -> None:
+    svg = dagkit._Picture(make_sample_scene(kind, stage)).svg
+    read_svg_texts(svg)
+    path = tmp_path / f"{kind}-{stage}.svg"
+    path.write_text(svg)
+    digest = hashlib.sha256(svg.encode()).hexdigest()[:12]
+    assert digest == GOLDENS[kind].split()[STAGES.index(stage)], path
+
+
+@pytest.mark.slow
+def test_displays_are_the_same_under_every_hash_seed() -> None:
+    code = """
+        import test_dagkit as t, dagkit
+        scene = t.make_sample_scene("ml", "failure")
+        picture = dagkit._Picture(scene)
+        print(picture.svg, picture.html, dagkit._format_page(scene), picture.text)
+        for seed in range(3):
+            graph = t.make_random_sketch(40, seed)
+            print(t.arrange(*graph), t.arrange(*graph, True))
+    """
+    first, second = (run_python(code, PYTHONHASHSEED=seed) for seed in ("1", "2"))
+    assert len(first) > 10_000
+    assert first == second
+
+
+def test_a_notebook_gets_picture_table_and_text() -> None:
+    pipeline = make_ml_pipeline()
+    bundle = pipeline._repr_mimebundle_()
+    assert list(bundle) == ["text/plain", "text/html"]
+    assert bundle["text/plain"] == str(pipeline)
+    html = bundle["text/html"]
+    assert html.startswith('<div class="dagkit"><p><b>pipeline</b> · 7 steps, 5 inputs</p>')
+    assert "evaluate" in read_svg_texts(read_picture(html))
+    assert 'alt="Pipeline pipeline: load → clean → split' in html
+    assert html.count("<tr>") == 7
+    assert not re.search(r"<script|<a |onload|\sid=", html)
+    assert list(pipeline._repr_mimebundle_(include={"text/plain"})) == ["text/plain"]
+    assert list(pipeline._repr_mimebundle_(exclude={"text/plain"})) == ["text/html"]
+    svg_bundle = pipeline.show(format="svg")._repr_mimebundle_()
+    assert list(svg_bundle) == ["text/plain", "image/svg+xml"]
+    for thing in (pipeline.plan(**ML_INPUTS), pipeline.run(**ML_INPUTS)):
+        assert list(thing._repr_mimebundle_()) == ["text/plain", "text/html"]
+
+
+def test_the_counts_appear_once_and_the_values_below_the_table() -> None:
+    scene = make_sample_scene("diamond", "run")._replace(values={"d": "<b>"})
+    html = dagkit._Picture(scene).html
+    assert "1 ran" not in html
+    assert read_svg_texts(read_picture(html))[:2] == ["1 ran", "3 cached"]
+    assert html.endswith("</details><pre>d = &#x27;&lt;b&gt;&#x27;</pre></div>")
+    assert dagkit._format_page(scene).count("1 ran") == 1
+
+
+def test_a_wide_picture_is_shrunk_to_the_cell_and_then_scrolled() -> None:
+    def get_width(pipeline: Pipeline) -> int:
+        return int(re.findall(r'<img [^>]*width="(\d+)"', pipeline.show().html)[0])
+
+    assert get_width(make_sample("chain")) < 500
+    chain = [make_function(f"a_long_name_{i}", f"a_long_name_{i - 1}") for i in range(1, 7)]
+    assert get_width(Pipeline(chain)) == 840
+    layers = [[f"n{i}_{j}" for j in range(14)] for i in range(30)]
+    grid = []
+    for above, row in itertools.pairwise([[], *layers]):
+        grid += [make_function(name, *above) for name in row]
+    assert get_width(Pipeline(grid[:280])) > 840
+
+
+@pytest.mark.parametrize("format", ["html", "svg"])
+def test_a_fault_of_the_drawing_leaves_the_table(
+    format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("no room")
+
+    monkeypatch.setattr(dagkit, "_lay_out", fail)
+    html = make_ml_pipeline().show(format=format)._repr_mimebundle_()["text/html"]
+    assert "<pre>no picture: ZeroDivisionError: no room</pre><details open>" in html
+    assert html.count("<tr>") == 7
+
+
+def test_a_pipeline_that_cannot_be_built_says_why() -> None:
+    pipeline = Pipeline([make_function("a", "b"), make_function("b", "a")])
+    assert repr(pipeline).startswith("<Pipeline 'pipeline': CycleError: ")
+    assert "<pre>CycleError: " in pipeline.show().html
+    assert pipeline.show("a").text.splitlines()[:2][1].startswith("  CycleError: ")
+
+
+def test_a_large_pipeline_is_a_table_with_the_hint_to_draw_a_part() -> None:
+    chain = [make_function(f"s{i}", f"s{i - 1}") for i in range(1, 302)]
+    pipeline = Pipeline([make_function("s0"), *chain])
+    html = pipeline.show().html
+    assert "<img" not in html
+    text = "302 names are too many for one picture; draw a part: show(&#x27;s100&#x27;)"
+    assert f"<pre>{text}</pre><details open>" in html
+    assert list(pipeline.show(format="svg")._repr_mimebundle_()) == ["text/plain", "text/html"]
+    part = pipeline.show("s100")
+    assert "<img" in part.html
+    assert len(part.text.splitlines()) == 102
+
+
+def test_an_input_of_many_steps_is_a_pill_at_each() -> None:
+    def count_pills(steps: int) -> int:
+        pipeline = Pipeline([make_function(f"s{i}", "seed") for i in range(steps)])
+        return read_svg_texts(pipeline.show().svg).count("seed")
+
+    assert count_pills(8) == 1
+    assert count_pills(9) == 9
+
+
+def test_long_names_keep_both_ends_and_names_that_fit_are_whole() -> None:
+    long = "load_customers_of_all_regions_in_2024"
+    pipeline = Pipeline([make_function(long), make_function("x" * 29, long)])
+    texts = read_svg_texts(pipeline.show().svg)
+    assert "load_customers_of_a…s_in_2024" in texts
+    assert "x" * 29 in texts
+    assert long in pipeline.show().text
+
+
+def test_save_goes_by_the_suffix(tmp_path: Path) -> None:
+    picture = make_ml_pipeline().show()
+    for suffix, start in (("svg", "<svg"), ("html", "<!doctype"), ("txt", "pipeline ·")):
+        picture.save(tmp_path / f"ml.{suffix}")
+        assert (tmp_path / f"ml.{suffix}").read_text().startswith(start)
+    with pytest.raises(ValueError, match=r"'ml.png' cannot be saved: expected a name that ends in"):
+        picture.save("ml.png")
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\u202eevil\x00\x1b[31m🦊 שלום\n " + "x" * 300
+
+
+class Hostile(Exception):
+    def __str__(self) -> str:
+        return HOSTILE
+
+
+class Unreadable:
+    def __repr__(self) -> str:
+        raise RuntimeError(HOSTILE)
+
+
+@step
+def hostile(value: Any = HOSTILE, other: Any = Unreadable()) -> None:  # noqa: B008
+    """</script><img src=x onerror=alert(1)>."""
+    raise Hostile
+
+
+@step
+def skipper() -> None:
+    raise Skip(HOSTILE)
+
+
+@step
+def echo(value: Any = HOSTILE) -> Any:
+    return value
+
+
+def test_hostile_text_is_never_markup_and_controls_no_terminal(tmp_path: Path) -> None:
+    pipeline = Pipeline([hostile, skipper, echo], on_error="continue", name=HOSTILE[:35])
+    run = pipeline.run()
+    page = tmp_path / "page.html"
+    for thing in (pipeline, pipeline.plan(), run):
+        picture = thing.show()
+        read_svg_texts(picture.svg)
+        picture.save(page)
+        for text in (page.read_text(), picture.html, picture.svg, picture.text, repr(thing)):
+            assert not set(text) & {"\u202e", "\x00", "\x1b"}
+        for text in (page.read_text(), picture.html, picture.svg):
+            assert "<img src=x" not in text
+            assert "</script" not in text
+        assert len(picture.text.splitlines()) <= 6
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in page.read_text()
+
+
+def test_a_page_is_the_view_of_a_notebook_with_the_tracebacks(tmp_path: Path) -> None:
+    pipeline = make_ml_pipeline()
+    run = pipeline.run(**ML_INPUTS)
+    run.show().save(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page
+    assert "<p><b>pipeline</b> · 7 steps, 5 inputs · " in page
+    assert page.count("<svg") == 1
+    assert "<details open><summary>7 steps</summary><table>" in page
+    assert "<h3>predict</h3><pre>Traceback (most recent call last):" in page
+    assert "ZeroDivisionError: division by zero" in page
+    assert not re.search(r"<script|<a |https?://(?!www.w3.org)", page)
+
+
+def test_showing_runs_nothing_reads_nothing_and_is_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_ml_pipeline()
+    run = pipeline.run(**ML_INPUTS)
+    plan = pipeline.plan(**ML_INPUTS)
+
+    def forbid(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    for name in ("_call_with", "_fingerprint", "_compute_file_fingerprint"):
+        monkeypatch.setattr(dagkit, name, forbid)
+    monkeypatch.setattr(dagkit.Store, "_load", forbid)
+    for thing in (pipeline, plan, run):
+        assert thing.show().html
+        assert str(thing)
+        assert repr(thing)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_statuses_can_be_told_apart_by_everyone() -> None:
+    """Contrast by WCAG 2: 4.5 for text, 3 for edges, in both schemes."""
+
+    def measure_light(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (
+            x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def measure_contrast(one: str, other: str) -> float:
+        dark, bright = sorted([measure_light(one), measure_light(other)])
+        return (bright + 0.05) / (dark + 0.05)
+
+    looks = dagkit._LOOKS
+    for look in looks.values():
+        assert measure_contrast(look.light, "#ffffff") >= 4.5
+        assert measure_contrast(look.dark, "#1b1e23") >= 4.5
+    assert measure_contrast("#8a919c", "#ffffff") >= 3
+    assert measure_contrast("#7d8590", "#1b1e23") >= 3
+    assert len({(look.glyph, look.ascii, look.path) for look in looks.values()}) == len(looks) - 2
+    for names in ("fresh stale maybe new uncached", "waiting running", "ran cached failed skipped"):
+        borders = [(looks[n].light, looks[n].dashes, looks[n].width) for n in names.split()]
+        assert len(set(borders)) == len(borders)
+
+
+@pytest.mark.slow
+def test_a_plain_run_imports_nothing_of_the_display() -> None:
+    code = """
+        import sys
+        from dagkit import Pipeline
+        run = Pipeline({"more": lambda x: x + 1}).run(x=1)
+        assert not {"html", "base64", "IPython"} & sys.modules.keys()
+        assert "</svg>" in run.show().svg
+    """
+    assert run_python(code) == ""
+
+
+@pytest.mark.slow
+def test_networkx_users_draw_the_graph_with_their_own_tools(tmp_path: Path) -> None:
+    code = f"""
+        import matplotlib; matplotlib.use("agg")
+        import matplotlib.pyplot as plt, networkx as nx, test_dagkit as t
+        graph = t.make_ml_pipeline().graph
+        for rank, names in enumerate(nx.topological_generations(graph)):
+            print(rank, *names)
+        nx.draw(graph, nx.spring_layout(graph, seed=1), with_labels=True)
+        plt.savefig({str(tmp_path / "graph.png")!r})
+    """
+    assert run_python(code).startswith("0 path drop seed alpha fold\n1 load folds\n")
+    assert (tmp_path / "graph.png").stat().st_size > 5000
+
+
+# A real browser
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+# CI installs one, and fails if a test is skipped; a contributor without one can test the rest.
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+SCHEMES = [(1, (255, 255, 255)), (0, (27, 30, 35))]  # (light or dark, colour of the paper)
+
+
+def browse(page: Path, folder: Path, *flags: str) -> str:
+    """Open a page in headless Chromium; return what it printed."""
+    switches = (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run "
+        "--disable-component-update --disable-sync --window-size=1000,900"
+    )
+    process = subprocess.run(
+        [str(CHROMIUM), *switches.split(), f"--user-data-dir={folder / 'profile'}", *flags,
+         page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def count_colors(page: Path, folder: Path, scheme: int) -> Counter[Any]:
+    """Count the colours of a page in the light scheme (1) or the dark one (0)."""
+    import matplotlib.image
+
+    shot = folder / "shot.png"
+    browse(page, folder, f"--screenshot={shot}", f"--blink-settings=preferredColorScheme={scheme}")
+    image = (matplotlib.image.imread(shot) * 255).round().astype(int)
+    return Counter(map(tuple, image[:, :, :3].reshape(-1, 3).tolist()))
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "paper"), SCHEMES)
+def test_the_page_opens_from_disk_in_light_and_dark(
+    tmp_path: Path, scheme: int, paper: tuple[int, ...]
+) -> None:
+    make_ml_pipeline().run(**ML_INPUTS).show().save(tmp_path / "ml.html")
+    colors = count_colors(tmp_path / "ml.html", tmp_path, scheme)
+    assert colors.most_common(1)[0][0] == paper
+    for status in ("ran", "failed"):
+        look = dagkit._LOOKS[status]
+        color = look.light if scheme else look.dark
+        assert colors[tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))] > 50
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_chromium
+def test_hostile_text_stays_text_in_a_browser(tmp_path: Path) -> None:
+    Pipeline([hostile, skipper], on_error="continue").run().show().save(tmp_path / "page.html")
+    dom = browse(tmp_path / "page.html", tmp_path, "--dump-dom")
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in dom
+    assert "<img" not in dom
+    assert "Traceback" in dom
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "paper"), SCHEMES)
+def test_a_notebook_as_a_web_page_shows_the_picture(
+    tmp_path: Path, scheme: int, paper: tuple[int, ...]
+) -> None:
+    """By nbconvert, as GitHub and others do it: the image is there without any script."""
+    import nbconvert
+    import nbformat
+
+    data = make_ml_pipeline()._repr_mimebundle_()
+    output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
+    cell = nbformat.v4.new_code_cell("pipeline", outputs=[output], execution_count=1)
+    book = nbformat.v4.new_notebook(cells=[cell])
+    text, _ = nbconvert.HTMLExporter(template_name="basic").from_notebook_node(book)
+    page = tmp_path / "book.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><body>{text}</body>")
+    assert "data:image/svg+xml;base64," in text
+    assert "<details>" in text
+    colors = count_colors(page, tmp_path, scheme)
+    assert colors[paper] > 10_000  # the picture has its own paper
+    assert len(colors) > 20
+
+
+########################################################################################
+### Events
+########################################################################################
+
+
+def hop(x: int) -> int:
+    return 2 * x
+
+
+def jump(hop: int) -> int:
+    return hop + 1
+
+
+@pytest.mark.parametrize("has_executor", [False, True])
+def test_listeners_get_every_event_in_the_calling_thread(has_executor: bool) -> None:
+    events = []
+    threads = set()
+
+    def listen(event: Event) -> None:
+        threads.add(threading.get_ident())
+        events.append((event.kind, event.step))
+
+    with ThreadPoolExecutor(2) as pool:
+        executor = pool if has_executor else None
+        Pipeline(hop, jump, executor=executor, on_event=listen).run(x=1)
+    assert threads == {threading.get_ident()}
+    start = "step submitted" if has_executor else "step started"
+    assert events == [
+        ("run started", ""),
+        (start, "hop"),
+        ("step finished", "hop"),
+        (start, "jump"),
+        ("step finished", "jump"),
+        ("run finished", ""),
+    ]
+
+
+def test_the_event_of_a_finished_step_holds_its_state() -> None:
+    events: dict[str, Event] = {}
+
+    def collect(event: Event) -> None:
+        if event.kind == "step finished":
+            events[event.step] = event
+
+    def fail(hop: int) -> None:
+        raise ValueError("no")
+
+    before = time.time()
+    pipeline = Pipeline(hop, fail, on_event=[collect], on_error="continue")
+    run = pipeline.run(x=1)
+    assert {name: event.state for name, event in events.items()} == run.steps
+    assert run.steps["fail"].error is run.errors["fail"]
+    assert before <= events["hop"].time <= time.time()
+
+
+def test_retries_pokes_and_elements_are_events() -> None:
+    events: list[Event] = []
+    attempts: Counter[int] = Counter()
+    answers = iter([0, 1])
+
+    def fetch(item: int) -> int:
+        attempts[item] += 1
+        if attempts[item] == 1:
+            raise OSError("busy")
+        return item
+
+    def arrived() -> int:
+        return next(answers)
+
+    pipeline = Pipeline(
+        Step(fetch, map="item", retries=1), sensor(poke_interval=0)(arrived), on_event=events.append
+    )
+    pipeline.run(item=[1, 2])
+    kinds = Counter(event.kind for event in events)
+    assert (kinds["step retried"], kinds["step poked"]) == (2, 1)
+    retried = next(event for event in events if event.kind == "step retried")
+    assert retried.state
+    assert (retried.state.attempts, repr(retried.state.error)) == (1, "OSError('busy')")
+    progress = [event for event in events if event.kind == "map progress"]
+    assert [(event.step, event.done, event.total) for event in progress] == [
+        ("fetch", 1, 2),
+        ("fetch", 2, 2),
+    ]
+
+
+def test_a_listener_that_raises_gets_one_warning_and_stops_nothing() -> None:
+    events: list[Event] = []
+
+    def broken(event: Event) -> None:
+        raise OSError("full")
+
+    pipeline = Pipeline(hop, jump, on_event=[broken, events.append])
+    with pytest.warns(DagkitWarning) as caught:
+        assert pipeline.run(x=1)["jump"] == 3
+    assert len(caught) == 1
+    assert str(caught[0].message) == (
+        f"{summarize(broken)} will receive no further events of this run: OSError: full"
+    )
+    assert caught[0].filename == __file__
+    assert len(events) == 6
+
+
+def test_the_log_says_what_happened_and_how_long_it_took(caplog: pytest.LogCaptureFixture) -> None:
+    @step(cache=True)
+    def fetch(x: int) -> int:
+        return x
+
+    @step
+    def fail(fetch: int) -> int:
+        raise ValueError("no")
+
+    @step
+    def late(fail: int) -> None: ...
+
+    @step(map="x", args={"x": "items"})
+    def square(x: int) -> int:
+        return x * x
+
+    pipeline = Pipeline(fetch, fail, late, square, name="shop", on_error="continue")
+    with caplog.at_level("INFO", logger="dagkit"):
+        pipeline.run("fetch", x=1)
+        pipeline.run("fetch", x=1)
+        pipeline.run("late", fetch=1)
+        pipeline.run("square", items=[1])
+    messages = [re.sub(r"\b[\d.]+ m?s\b", "T", record.getMessage()) for record in caplog.records]
+    assert messages == [
+        "run started: 1 step",
+        "step started: fetch",
+        "step finished: fetch ran, T, reason: never ran",
+        "run finished: shop ran, T",
+        "run started: 1 step",
+        "step finished: fetch cached, saved T",
+        "run finished: shop ran, T",
+        "run started: 2 steps",
+        "step started: fail",
+        "step finished: fail failed, T, ValueError: no",
+        "step finished: late skipped, reason: needs fail",
+        "run finished: shop ran, T",
+        "run started: 1 step",
+        "step started: square",
+        "map progress: square, 1 of 1",
+        "step finished: square ran, T",
+        "run finished: shop ran, T",
+    ]
+    levels = Counter(record.levelno for record in caplog.records)
+    assert levels == {logging.INFO: 16, logging.ERROR: 1}
+
+
+def test_without_listeners_the_root_logger_is_left_alone() -> None:
+    assert run_python("import logging, dagkit; print(logging.getLogger().handlers)") == "[]\n"
+
+
+########################################################################################
+### Records
+########################################################################################
+
+
+def read_records(pipeline: Pipeline) -> list[dict[str, Any]]:
+    path = Path(pipeline.store.path) / "runs.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def append_records(pipeline: Pipeline, *lines: str) -> None:
+    with open(Path(pipeline.store.path) / "runs.jsonl", "a") as file:
+        file.writelines(f"\n{line}" for line in lines)
+
+
+@pytest.fixture
+def recorded_shop(shop: Pipeline) -> Pipeline:
+    return shop.replace(store=os.environ["DAGKIT_STORE"])
+
+
+def test_a_run_is_a_line_of_json(recorded_shop: Pipeline) -> None:
+    run = recorded_shop.run(prices=[1, 2])
+    (line,) = read_records(recorded_shop)
+    assert list(line) == [
+        "id", "pipeline", "started", "seconds", "status", "error", "user", "host", "python",
+        "dagkit", "commit", "inputs", "targets", "metrics", "steps",
+    ]  # fmt: skip
+    assert line == run.record
+    assert line["inputs"]["digits"]["value"] == 2
+    assert line["inputs"]["prices"]["value"] == [1, 2]
+    assert line["inputs"]["prices"]["fingerprint"] == fingerprint([1, 2])[:16]
+    assert line["metrics"] == {"total": 3, "mean": 1.5, "low": 1, "high": 2, "spread": 1}
+    assert list(line["steps"]) == list(run.steps)
+    assert (line["python"], line["dagkit"]) == (sys.version.split()[0], dagkit.__version__)
+    recorded_shop.run("mean", prices=[1, 2])
+    first, second = read_records(recorded_shop)
+    assert first["id"] != second["id"]
+    assert second["metrics"] == {"mean": 1.5}
+
+
+def test_a_pipeline_without_store_and_cache_records_nothing(
+    shop: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGKIT_STORE")
+    pipeline = Pipeline(shop)
+    pipeline.run(prices=[1])
+    assert pipeline.history() == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_of_reused_values_are_recorded_without_loading_them() -> None:
+    def biggest(n: int) -> int:
+        return n + 5
+
+    def score(biggest: int) -> int:
+        return biggest
+
+    pipeline = Pipeline(biggest, score, cache=True)
+    pipeline.run("score", n=4)
+    pipeline.store.prune(max_bytes=0)
+    run = pipeline.run("biggest", n=4)
+    assert [record["metrics"] for record in read_records(pipeline)] == [
+        {"score": 9},
+        {"biggest": 9},
+    ]
+    assert run["biggest"] == 9
+
+
+def test_numbers_of_numpy_are_metrics_and_large_things_are_not() -> None:
+    values = {
+        "half": np.float32(0.5), "three": np.int64(3), "yes": np.bool_(True), "text": "a",
+        "long": "a" * 201, "nothing": None, "items": [1], "array": np.ones(1),
+        "date": np.datetime64(1, "s"), "huge": 10**5000,
+    }  # fmt: skip
+    pick = Step(lambda: tuple(values.values()), name="pick", outputs=tuple(values))
+    metrics = Pipeline(pick).run().record["metrics"]
+    assert metrics == {"half": 0.5, "three": 3, "yes": True, "text": "a"}
+    assert [type(metric) for metric in metrics.values()] == [float, int, bool, str]
+
+
+def test_failed_and_interrupted_runs_are_recorded(recorded_shop: Pipeline) -> None:
+    def fail(total: float) -> None:
+        raise ValueError("no")
+
+    def interrupt(mean: float) -> None:
+        raise KeyboardInterrupt
+
+    pipeline = recorded_shop.replace(recorded_shop, fail, interrupt)
+    with pytest.raises(ValueError, match="no"):
+        pipeline.run("fail", prices=[1])
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run("interrupt", prices=[1])
+    failed, interrupted = read_records(pipeline)
+    assert failed["status"] == interrupted["status"] == "failed"
+    assert failed["error"] == failed["steps"]["fail"]["error"] == "ValueError: no"
+    assert interrupted["error"] == "KeyboardInterrupt"
+    assert set(interrupted["steps"]) == {"total", "mean", "interrupt"}
+
+
+def test_steps_are_recorded_in_short_and_come_back_whole() -> None:
+    def fail(x: int) -> None:
+        raise ValueError("no")
+
+    pipeline = Pipeline(
+        Step(hop, cache=True),
+        Step(jump, map="hop", args={"hop": "items"}),
+        fail,
+        on_error="continue",
+    )
+    for _ in range(2):
+        pipeline.run(x=1, items=[1, 2])
+    row = pipeline.history()[-1]
+    facts = {name: {**facts, "seconds": 0.0, "saved": 0.0} for name, facts in row.steps.items()}
+    default = {
+        "status": "ran", "seconds": 0.0, "reason": "", "error": "", "attempts": 1, "saved": 0.0,
+        "elements": None, "fingerprint": "",
+    }  # fmt: skip
+    assert facts == {
+        "hop": {**default, "status": "cached", "fingerprint": fingerprint(2)[:16]},
+        "jump": {**default, "elements": 2},
+        "fail": {**default, "status": "failed", "error": "ValueError: no"},
+    }
+    assert row.steps["jump"]["seconds"] > 0
+    (record, _) = read_records(pipeline)
+    assert "attempts" not in record["steps"]["hop"]
+
+
+def test_a_step_takes_at_most_100_bytes_of_a_record() -> None:
+    names = [f"clean_table_{i}" for i in range(50)]
+    pipeline = Pipeline([make_function(name, "x") for name in names], cache=True)
+    for x in (1, 1, 2):  # never ran, cached, input changed
+        pipeline.run(x=x)
+        size = len(json.dumps(read_records(pipeline)[-1]["steps"], separators=(",", ":")))
+        assert size <= 100 * len(names)
+
+
+def test_a_history_is_a_table_of_what_differs(recorded_shop: Pipeline) -> None:
+    for digits in (0, 2):
+        recorded_shop.run("mean", prices=[1, 2, 2], digits=digits)
+    rows = recorded_shop.history()
+    assert [row["metrics.mean"] for row in rows] == [2.0, 1.67]
+    text = re.sub(r"\d+(\.\d)? m?s$", "T", repr(rows), flags=re.MULTILINE)
+    assert [line.split() for line in text.splitlines()] == [
+        ["digits", "mean", "seconds"],
+        ["0", "2", "T"],
+        ["2", "1.67", "T"],
+    ]
+    page = rows._repr_html_()  # type: ignore[attr-defined]
+    assert page.startswith("<table>")
+    assert re.findall(r">(digits|mean|seconds)</", page) == ["digits", "mean", "seconds"]
+    frame = pd.DataFrame(rows)
+    assert frame["inputs.digits"].tolist() == [0, 2]
+    assert frame["metrics.mean"].tolist() == [2.0, 1.67]
+    assert list(frame["status"]) == ["ran", "ran"]
+
+
+def test_a_history_displays_failed_runs_and_cuts_long_values() -> None:
+    def fail(x: Any) -> None:
+        raise ValueError("no")
+
+    pipeline = Pipeline(fail, store=os.environ["DAGKIT_STORE"], on_error="continue")
+    for x in (None, list(range(50))):
+        pipeline.run(x=x)
+    head, first, second = [
+        re.split(" {2,}", line.strip()) for line in repr(pipeline.history()).splitlines()
+    ]
+    assert head == ["x", "seconds", "status", "error"]
+    assert (first[0], first[2:]) == ("None", ["failed", "ValueError: no"])
+    assert re.fullmatch(r"\[0, 1, .*….*48, 49\]", second[0])
+
+
+def test_a_history_displays_its_newest_100_rows(recorded_shop: Pipeline) -> None:
+    recorded_shop.run("total", prices=[1])
+    (record,) = read_records(recorded_shop)
+    lines = []
+    for i in range(350):
+        record["metrics"]["total"] = i
+        lines.append(json.dumps(record))
+    append_records(recorded_shop, *lines)
+    rows = recorded_shop.history()
+    head, *texts, last = repr(rows).splitlines()
+    assert head.strip() == "total"
+    assert [int(text) for text in texts] == list(range(250, 350))
+    assert last == "… and 251 older runs"
+    page = rows._repr_html_()  # type: ignore[attr-defined]
+    assert page.count("<tr>") == 101
+    assert "… and 251 older runs" in page
+    assert [row["metrics.total"] for row in rows][:2] == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_history_of_100_000_runs_is_read_in_about_a_second() -> None:
+    pipeline = Pipeline(
+        [make_function(f"step_{i}", "x") for i in range(10)], store=os.environ["DAGKIT_STORE"]
+    )
+    pipeline.run(x=1)
+    path = Path(pipeline.store.path) / "runs.jsonl"
+    path.write_bytes(path.read_bytes() * 100_000)
+    start = time.process_time()
+    rows = pipeline.history()
+    assert repr(rows).endswith("… and 99,900 older runs")
+    assert time.process_time() - start < 4  # 1 on a quiet machine
+    assert len(rows) == 100_000
+
+
+def test_pipelines_of_one_store_are_told_apart_by_name(shop: Pipeline) -> None:
+    for name in ("one", "two", "one"):
+        shop.replace(name=name, store=os.environ["DAGKIT_STORE"]).run("total", prices=[1])
+    assert [len(shop.replace(name=name).history()) for name in ("one", "two", "three")] == [2, 1, 0]
+
+
+class Color(enum.IntEnum):
+    RED = 1
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 3, -0.0, 1e300, "", "naïve \udc80 \0", [], {}, math.inf,
+        {"a": [1, None, {"b": "c"}]}, {"z": 1, "a": 2}, {"a": 1, "steps": {"x": 2}},
+        [Path("a"), Path("/b")], Path("data/raw.csv"), "x" * 4000,
+    ],
+    ids=lambda value: repr(value)[:20],
+)  # fmt: skip
+def test_an_input_that_is_short_json_or_a_path_comes_back_as_it_was(value: Any) -> None:
+    pipeline = Pipeline({"same": lambda x: None}, store=os.environ["DAGKIT_STORE"])
+    pipeline.run(x=value)
+    row = pipeline.history()[-1]
+    assert repr(row.inputs) == repr({"x": value})
+    assert row.steps["same"]["status"] == "ran"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (1, 2), [(1, 2)], {1: 2}, {1, 2}, b"a", np.float64(1), Color.RED, 1j, 10**5000, object(),
+        collections.OrderedDict(a=1), {"a": collections.defaultdict(int)}, CYCLE, "x" * 5000,
+        [Path("a"), "b"], [0.123456789] * 1000,
+    ],
+    ids=lambda value: f"{type(value).__name__}",
+)  # fmt: skip
+def test_an_input_of_another_kind_does_not_come_back(value: Any) -> None:
+    pipeline = Pipeline({"same": lambda x: None}, store=os.environ["DAGKIT_STORE"])
+    pipeline.run(x=value)
+    row = pipeline.history()[-1]
+    assert row.inputs == {}
+    assert row["inputs.x"] == summarize(value)
+
+
+def test_a_nan_comes_back_or_not_at_all() -> None:
+    pipeline = Pipeline({"same": lambda x: None}, store=os.environ["DAGKIT_STORE"])
+    pipeline.run(x=[math.nan])
+    assert repr(pipeline.history()[-1].inputs) == "{'x': [nan]}"
+
+
+def test_a_recorded_run_can_be_repeated(tmp_path: Path) -> None:
+    def describe(path: Path, options: dict[str, Any], frame: pd.DataFrame) -> str:
+        return f"{path.name} {options} {len(frame)}"
+
+    pipeline = Pipeline(describe, store=os.environ["DAGKIT_STORE"])
+    frame = pd.DataFrame({"a": [1, 2]})
+    text = pipeline.run(path=tmp_path, options={"a": [1, None]}, frame=frame)["describe"]
+    row = pipeline.history()[-1]
+    assert pipeline.run(frame=frame, **row.inputs)["describe"] == text
+    with pytest.raises(InputError, match="'frame'"):
+        pipeline.run(**row.inputs)
+
+
+def test_inputs_are_recorded_as_they_were_before_a_step_changed_them() -> None:
+    def grow(rows: list[int]) -> int:
+        rows.append(9)
+        return len(rows)
+
+    pipeline = Pipeline(grow, store=os.environ["DAGKIT_STORE"])
+    pipeline.run(rows=[1])
+    assert pipeline.history()[0].inputs == {"rows": [1]}
+
+
+def test_a_long_input_is_not_read_to_its_end_for_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Endless(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield from itertools.count()
+
+    monkeypatch.delenv("DAGKIT_STORE")  # else it would be read for its fingerprint
+    pipeline = Pipeline({"same": lambda x: None})
+    for value in ({"a": Endless([1])}, [[[0] * 1000] * 1000] * 1000):
+        (recorded,) = pipeline.run(x=value).record["inputs"].values()
+        assert list(recorded) == ["text"]
+
+
+def test_files_that_only_uncached_steps_take_are_not_read_for_the_record(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless")
+    pipeline = Pipeline({"size": lambda path: 1}, Step(lambda n: n, name="same", cache=True))
+    pipeline.run(path=[tmp_path], n=1)
+    pipeline.run(path=tmp_path / "endless", n=1)
+    first, second = read_records(pipeline)
+    assert first["inputs"]["path"] == {"paths": [str(tmp_path)]}
+    assert second["inputs"]["path"] == {"path": str(tmp_path / "endless")}
+    assert second["inputs"]["n"]["fingerprint"] == fingerprint(1)[:16]
+
+
+def test_a_value_that_has_no_text_does_not_break_the_record_of_its_run() -> None:
+    class Odd(os.PathLike[bytes]):
+        def __fspath__(self) -> bytes:
+            return b"\xff"
+
+    class Broken(os.PathLike[bytes]):
+        def __fspath__(self) -> bytes:
+            raise OSError
+
+    huge = 10**5000  # Python refuses to write an int of so many digits
+    pipeline = Pipeline(Step(lambda x, p: x, name="big", cache=True), {"more": lambda big: big + 1})
+    for path in (Odd(), Odd(), Broken()):
+        assert pipeline.run(x=huge, p=path)["more"] == huge + 1
+    assert [row.get("metrics.more") for row in pipeline.history()] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5",
+        "null",
+        "{}",
+        "",
+        '{"pipeline": "pipeline", "inputs": {"x": 3}, "steps": {}}',
+        '{"pipeline": "pipeline", "inputs": {"x": {}}, "steps": {}}',
+        '{"pipeline": "pipeline", "seconds": "long", "steps": {}}',
+        '{"pipeline": "pipeline", "steps": null}',
+        '{"pipeline": "pipe',
+    ],
+)
+def test_a_line_that_is_no_record_is_left_out(text: str, recorded_shop: Pipeline) -> None:
+    recorded_shop.run("total", prices=[1])
+    append_records(recorded_shop, text)
+    recorded_shop.run("total", prices=[2])
+    rows = recorded_shop.history()
+    assert [row["metrics.total"] for row in rows] == [1, 2]
+    assert repr(rows)
+
+
+def test_a_record_is_not_lost_with_a_line_that_was_cut_before_it(recorded_shop: Pipeline) -> None:
+    recorded_shop.run("total", prices=[1])
+    path = Path(recorded_shop.store.path) / "runs.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "cut sho')
+    recorded_shop.run("total", prices=[2])
+    assert [row["metrics.total"] for row in recorded_shop.history()] == [1, 2]
+
+
+@pytest.mark.slow
+def test_the_lines_of_many_processes_do_not_mix() -> None:
+    code = """
+        from dagkit import Pipeline, Step
+        pipeline = Pipeline(Step(lambda n: "x" * 150, name="text"), store="store")
+        for n in range(60):
+            pipeline.run(n=n)
+    """
+    folder = Path(os.environ["DAGKIT_STORE"]).parent
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(run_python, code, folder) for _ in range(4)]:
+            future.result()
+    pipeline = Pipeline(Step(lambda n: n, name="text"), store=folder / "store")
+    numbers = Counter(row["inputs.n"] for row in pipeline.history())
+    assert numbers == dict.fromkeys(range(60), 4)
+
+
+def test_records_that_cannot_be_written_or_read_give_a_warning(recorded_shop: Pipeline) -> None:
+    recorded_shop.run("total", prices=[1])
+    path = Path(recorded_shop.store.path) / "runs.jsonl"
+    path.unlink()
+    path.mkdir()
+    run, texts = catch_warnings(lambda: recorded_shop.run("total", prices=[1]))
+    assert run["total"] == 1
+    (text,) = texts
+    assert text.startswith(f"runs cannot be recorded in {recorded_shop.store.path}: ")
+    assert recorded_shop.history() == []
+
+
+# The commit
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder; return what it printed."""
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with one commit, and a folder in it."""
+    folder = tmp_path / "project"
+    (folder / "flows").mkdir(parents=True)
+    (folder / "flows" / "flow.py").touch()
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "x")
+    return folder
+
+
+minutes = itertools.count(1)
+
+
+def read_commit(folder: Path) -> str:
+    """Return the commit in the record of a run of code that lies in a folder."""
+    scope: dict[str, Any] = {}
+    exec(compile("def one(): return 1", str(folder / "flow.py"), "exec"), scope)
+    with (
+        mock.patch.object(time, "monotonic", return_value=60 * next(minutes)),
+        mock.patch.object(subprocess, "Popen", None),  # no process is started
+    ):
+        commit: str = Pipeline(scope["one"]).run().record["commit"]
+    return commit
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [],
+        ["checkout -q --detach"],
+        ["checkout -q -b feature/deep/name"],
+        ["pack-refs --all"],
+        ["pack-refs --all", "commit -q --allow-empty -m y"],
+        ["symbolic-ref refs/heads/alias refs/heads/main", "symbolic-ref HEAD refs/heads/alias"],
+        ["gc -q"],
+        ["init -q --separate-git-dir ../elsewhere"],
+    ],
+    ids=lambda commands: ", ".join(commands),
+)
+def test_the_commit_of_the_code_is_recorded(project: Path, commands: list[str]) -> None:
+    for command in commands:
+        git(project, *command.split())
+    assert read_commit(project / "flows") == git(project, "rev-parse", "HEAD")
+
+
+def test_the_commit_of_a_worktree_is_recorded(project: Path) -> None:
+    worktree = project.parent / "worktree"
+    git(project, "worktree", "add", "-q", str(worktree), "-b", "other")
+    git(worktree, "commit", "-q", "--allow-empty", "-m", "y")
+    commits = [git(folder, "rev-parse", "HEAD") for folder in (project, worktree)]
+    assert commits[0] != commits[1]
+    assert [read_commit(folder / "flows") for folder in (project, worktree)] == commits
+    git(project, "pack-refs", "--all")
+    assert read_commit(worktree / "flows") == commits[1]
+
+
+def test_the_commit_of_a_submodule_is_recorded(project: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-q")
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "-q", "add", str(project), "in")
+    assert read_commit(outer / "in" / "flows") == git(project, "rev-parse", "HEAD")
+
+
+def test_a_branch_may_have_a_name_of_any_bytes(project: Path) -> None:
+    commit = git(project, "rev-parse", "HEAD")
+    (project / ".git" / "HEAD").write_bytes(b"ref: refs/heads/caf\xe9\n")
+    assert read_commit(project / "flows") == ""  # as long as there is no commit
+    with open(os.fsencode(project) + b"/.git/refs/heads/caf\xe9", "w") as file:
+        file.write(f"{commit}\n")
+    assert read_commit(project / "flows") == commit
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["", "ref:", "ref: refs/heads/none", "ref: HEAD", "ref: /etc/passwd", "ref: a\0b", "0" * 39],
+)
+def test_there_is_no_commit_in_a_damaged_repository(project: Path, head: str) -> None:
+    (project / ".git" / "HEAD").write_text(f"{head}\n")
+    assert read_commit(project / "flows") == ""
+
+
+def test_there_is_no_commit_outside_of_a_repository(tmp_path: Path) -> None:
+    assert read_commit(tmp_path) == ""
+
+
+def test_the_commit_is_read_again_after_ten_seconds(project: Path) -> None:
+    first = read_commit(project / "flows")
+    git(project, "commit", "-q", "--allow-empty", "-m", "y")
+    assert read_commit(project / "flows") == git(project, "rev-parse", "HEAD") != first
+
+
+def test_the_commit_of_a_notebook_is_that_of_the_working_folder(project: Path) -> None:
+    code = """
+        import dagkit
+        scope = {}  # ipykernel compiles cells under such a name
+        exec(compile("def one(): return 2", "/tmp/ipykernel_0/1.py", "exec"), scope)
+        print(dagkit.Pipeline(scope["one"]).run().record["commit"])
+    """
+    assert run_python(code, project).strip() == git(project, "rev-parse", "HEAD")
+
+
+########################################################################################
+### Live
+########################################################################################
+
+
+def twice(x: int) -> int:
+    return 2 * x
+
+
+def decline() -> None:
+    raise Skip("not today")
+
+
+def cope(twice: int, decline: None = None) -> int:
+    return twice
+
+
+def capture_progress(pipeline: Pipeline, **inputs: Any) -> str:
+    """Return what a run writes to stderr, with times as T."""
+    stream = io.StringIO()
+    with contextlib.redirect_stderr(stream), contextlib.suppress(ValueError):
+        pipeline.run(**inputs)
+    return hide_times(stream.getvalue())
+
+
+def test_progress_is_a_line_for_each_step_and_a_summary_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipeline = Pipeline(Step(twice, cache=True), decline, cope, progress=True)
+    assert capture_progress(pipeline, x=1) == (
+        "■ twice     ran       T\n"
+        "⊘ decline   skipped   not today\n"
+        "■ cope      ran       T\n"
+        "pipeline done in T · 2 ran · 1 skipped\n"
+    )
+    lines = capture_progress(pipeline, x=1).splitlines()
+    assert lines[0] == "✓ twice     cached    saved T"
+    assert lines[-1] == "pipeline done in T · 1 ran · 1 cached (saved T) · 1 skipped"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_failures_with_their_location_and_again_after_many_lines() -> None:
+    def fail(twice: int) -> None:
+        raise ValueError("X has\x1b[2J 3 columns\nand more")
+
+    failure = f"✗ fail    failed    T   ValueError: X has\ufffd[2J 3 columns   ({locate(fail)})\n"
+    assert capture_progress(Pipeline(twice, fail, progress=True), x=1) == (
+        f"■ twice   ran       T\n{failure}pipeline failed in T · 1 ran · 1 failed\n"
+    )
+    many = [Step(twice, name=f"d{index}") for index in range(20)]
+    pipeline = Pipeline(twice, fail, many, progress=True, on_error="continue")
+    lines = capture_progress(pipeline, x=1).splitlines(keepends=True)
+    assert lines[1] == lines[-2] == failure
+    assert lines[-1] == "pipeline failed in T · 21 ran · 1 failed\n"
+
+
+def test_progress_is_silent_where_there_is_no_terminal_unless_asked() -> None:
+    assert capture_progress(Pipeline(twice), x=1) == ""
+    assert capture_progress(Pipeline(twice, progress=False), x=1) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_colors", [True, False])
+def test_progress_on_a_terminal_rewrites_its_last_line(has_colors: bool, tmp_path: Path) -> None:
+    """A real pseudo-terminal; a map shows how far it is; colours unless NO_COLOR is set."""
+    import pty
+
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom dagkit import Pipeline, Step\n"
+        "def slow(item):\n    time.sleep(0.03)\n"
+        "Pipeline(Step(slow, map='item')).run(item=range(20))\n"
+    )
+    main, side = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    if not has_colors:
+        env["NO_COLOR"] = "1"
+    subprocess.run([sys.executable, str(tmp_path / "slow.py")], stderr=side, env=env, check=True)
+    os.close(side)
+    content = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(main, 4096):
+            content += chunk
+    os.close(main)
+    text = content.decode()
+    rewrites = re.findall(r"\x1b\[K▶ slow (\d+)/20 [^\r]* 0/1", text)
+    assert 2 <= len(rewrites) <= 12
+    assert ("\x1b[32m" in text) == has_colors
+    assert text.splitlines()[-1].startswith("\r\x1b[Kpipeline done in".removeprefix("\r"))
+
+
+@pytest.mark.slow
+def test_progress_falls_back_to_ascii() -> None:
+    output = run_python(
+        """
+        import sys
+        from dagkit import Pipeline
+        sys.stderr = sys.stdout
+        Pipeline({"more": lambda x: x + 1}, progress=True).run(x=1)
+        """,
+        PYTHONIOENCODING="ascii",
+    )
+    assert output.splitlines()[0].startswith("+ more   ran")
+    assert " - 1 ran" in output
+
+
+# A real kernel
+
+
+def run_notebook(folder: Path, *sources: str) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Run cells in a real Jupyter kernel; return the outputs of each, and all displays of each.
+
+    The second list has the frames of a live picture, where the first has the last one only.
+    """
+    import nbclient
+    import nbformat
+
+    frames: list[list[Any]] = [[] for _ in sources]
+
+    class Client(nbclient.NotebookClient):
+        def process_message(self, message: Any, cell: Any, index: int) -> Any:
+            if message["msg_type"] in ("display_data", "update_display_data"):
+                frames[index].append(message["content"])
+            return super().process_message(message, cell, index)
+
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    book = nbformat.v4.new_notebook(cells=cells)
+    env = {**os.environ, "PYTHONPATH": str(HERE), "HOME": str(folder)}
+    env["DAGKIT_STORE"] = str(folder / "store")
+    Client(book, timeout=120, allow_errors=True).execute(env=env)
+    return [cell.outputs for cell in book.cells], frames
+
+
+LIVE_STEPS = """
+import os, signal, threading, time
+from dagkit import Pipeline, Step, step
+@step
+def load(path):
+    time.sleep(0.3); return 1
+@step(cache=True)
+def clean(load):
+    time.sleep(0.3); return load
+@step
+def fit(clean, alpha=0.1):
+    time.sleep(0.3)
+    if alpha > 1: raise ValueError("alpha is too large")
+    if alpha < 0: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)
+    return alpha
+@step
+def report(fit):
+    return str(fit)
+pipeline = Pipeline(__name__)
+"""
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
+    return run_notebook(
+        tmp_path_factory.mktemp("notebook"),
+        LIVE_STEPS,
+        "pipeline",
+        "pipeline.plan(path='x')",
+        "run = pipeline.run(path='x')",
+        "run",
+        "pipeline.run(path='x', alpha=2)",
+        "pipeline.run(path='x', alpha=-1)",
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(2) as pool:\n"
+        "    Pipeline(pipeline, executor=pool).run('fit', path='y')\n",
+        "import loky\npool = loky.ProcessPoolExecutor(2)\n"
+        "Pipeline(pipeline, executor=pool).run('fit', path='z')\npool.shutdown();",
+        "from distributed import Client\n"
+        "with Client(n_workers=1, dashboard_address=':0') as client:\n"
+        "    Pipeline(pipeline, executor=client).run('fit', path='w');",
+        "cached = Pipeline(Step(lambda x: x, name='kept', cache=True), progress=False)\n"
+        "cached.run(x=1)\ncached.replace(progress='auto').run(x=1);",
+        "quick = Pipeline({'more': lambda x: x + 1})\nfor x in range(5):\n    quick.run(x=x);",
+        "@step\ndef report(fit):\n    return [fit]\npipeline.plan('report', path='x')",
+        "pipeline.run('report', path='v')",
+    )
+
+
+def read_output(output: Any) -> list[str]:
+    """Return the texts of the picture in an output of a notebook."""
+    return read_svg_texts(read_picture(output["data"]["text/html"]))
+
+
+@pytest.mark.slow
+def test_a_cell_shows_pipeline_plan_and_run(notebook: Any) -> None:
+    cells, _ = notebook
+    for index, text in ((1, "path"), (2, "1 new"), (4, "0.3 s")):
+        (output,) = cells[index]
+        assert output["output_type"] == "execute_result"
+        assert output["data"].keys() >= {"text/plain", "text/html"}
+        assert {"load", text} <= set(read_output(output))
+    assert "report = &#x27;0.1&#x27;" in cells[4][0]["data"]["text/html"]
+    assert "clean" in cells[12][0]["data"]["text/plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("index", "texts", "error"),
+    [
+        (3, {"4 ran"}, []),
+        (5, {"1 failed", "ValueError", "1 cached", "needs fit"}, ["ValueError"]),
+        (6, {"1 failed", "1 skipped", "needs fit"}, ["KeyboardInterrupt"]),
+        (7, {"2 ran", "1 cached"}, []),
+        (8, {"2 ran", "1 cached"}, []),
+        (9, {"2 ran", "1 cached"}, []),
+    ],
+)
+def test_a_live_run_leaves_one_output_with_the_last_state(
+    notebook: Any, index: int, texts: set[str], error: list[str]
+) -> None:
+    """In the calling thread, after an error, after Ctrl-C; on threads, processes and Dask."""
+    cells, _ = notebook
+    (output,) = [output for output in cells[index] if output["output_type"] == "display_data"]
+    assert output["data"].keys() >= {"text/plain", "text/html"}
+    assert texts <= set(read_output(output))
+    assert not {"running", "waiting"} & set(read_output(output))
+    assert [o["ename"] for o in cells[index] if o["output_type"] == "error"] == error
+
+
+@pytest.mark.slow
+def test_each_step_of_a_plain_run_is_drawn_while_it_runs(notebook: Any) -> None:
+    _, frames = notebook
+    running = []
+    for frame in frames[3]:
+        rows = frame["data"]["text/plain"].splitlines()
+        running += [row.split()[0] for row in rows if "▶ running" in row]
+    assert list(dict.fromkeys(running)) == ["load", "clean", "fit", "report"]
+    assert len(frames[3]) <= 9
+
+
+@pytest.mark.slow
+def test_what_is_stored_does_not_flash_and_many_short_runs_are_drawn_once(notebook: Any) -> None:
+    cells, frames = notebook
+    assert cells[10] == []
+    assert len(cells[11]) == 1
+    assert len(frames[11]) == 2
+    assert sum(map(len, frames)) <= 70
+
+
+@pytest.mark.slow
+def test_a_run_that_its_cell_has_drawn_is_not_drawn_again(notebook: Any) -> None:
+    cells, _ = notebook
+    live, result = cells[13]
+    assert "3 ran" in read_output(live)
+    assert result["data"].keys() == {"text/plain"}
+
+
+class Display:
+    """Stands for a notebook: keeps the pictures that are displayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import IPython.display
+
+        self.svgs: list[str] = []
+        monkeypatch.setattr(dagkit, "_get_notebook_cell", lambda: 1)
+        monkeypatch.setattr(IPython.display, "display", self.display)
+
+    def display(self, picture: Any, display_id: bool) -> Any:
+        self.update(picture)
+        return self
+
+    def update(self, picture: Any) -> None:
+        self.svgs.append(read_picture(picture.html))
+
+
+def test_a_live_picture_never_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From frame to frame only looks and notes change: sizes and positions stay."""
+    display = Display(monkeypatch)
+    monkeypatch.setattr(dagkit, "_FRAMES_AT_ONCE", 1000)
+    make_ml_pipeline().replace(progress="auto").run(**ML_INPUTS)
+    assert len(display.svgs) >= 7
+    boxes = set()
+    for svg in display.svgs:
+        size = re.findall(r'viewBox="([^"]+)"', svg)
+        corners = re.findall(r'<g transform="translate([^"]+)">', svg)
+        sizes = re.findall(r'<rect width="(\d+)" height="(\d+)"', svg)
+        boxes.add((*size, *corners, *sizes))
+    assert len(boxes) == 1
+    assert len(boxes.pop()) > 1 + 12 + 2 * 7
+    assert read_svg_texts(display.svgs[-1])[:4] == ["5 ran", "1 failed", "1 skipped", "path"]
+
+
+def test_frames_are_few_however_many_steps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = Display(monkeypatch)
+    Pipeline([make_function(f"s{index}") for index in range(90)]).run()
+    assert 2 <= len(display.svgs) <= 10
+
+
+def test_a_display_that_fails_is_one_warning_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError("the frontend is gone")
+
+    display = Display(monkeypatch)
+    monkeypatch.setattr(display, "update", fail)
+    pipeline = Pipeline(twice, {"last": lambda twice: twice})
+    run, texts = catch_warnings(lambda: pipeline.run(x=1))
+    assert run["last"] == 2
+    assert len(texts) == 1
+    assert "the frontend is gone" in texts[0]
+
+
+########################################################################################
+### Plan
+########################################################################################
+
+
+def test_a_plan_is_a_mapping_of_the_steps_that_would_run(shop: Pipeline) -> None:
+    plan = shop.plan("mean", prices=[1])
+    assert isinstance(plan, Plan)
+    assert get_statuses(plan) == "total uncached, mean uncached"
+    assert list(shop.plan("mean", total=3, prices=[1])) == ["mean"]
+    assert repr(plan) == "<Plan of 'pipeline': 2 uncached>"
+    assert plan._ipython_key_completions_() == ["total", "mean"]
+
+
+def test_a_plan_runs_nothing() -> None:
+    calls: list[int] = []
+    plan = Pipeline(Step(calls.append, name="call", args={"object": "x"}, cache=True)).plan(x=1)
+    assert (plan["call"].status, calls) == ("new", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "men",
+            "'men' is not a step of this plan\n  known steps: mean, total; did you mean 'mean'?",
+        ),
+        (None, "None is not a step of this plan\n  known steps: mean, total"),
+        ([1], "[1] is not a step of this plan\n  known steps: mean, total"),
+    ],
+)
+def test_an_unknown_step_of_a_plan_is_an_error(shop: Pipeline, name: Any, message: str) -> None:
+    plan = shop.plan("mean", prices=[1])
+    with pytest.raises(NoValueError) as caught:
+        plan[name]
+    assert str(caught.value) == message
+    assert name not in plan
+
+
+########################################################################################
+### Run
+########################################################################################
+
+
+def test_a_run_is_a_mapping_of_its_targets_with_inputs_and_steps(shop: Pipeline) -> None:
+    run = shop.run("mean", prices=[1, 2])
+    assert isinstance(run, Run)
+    assert (dict(run), len(run), "total" in run) == ({"mean": 1.5}, 1, False)
+    assert run.inputs == {"prices": [1, 2], "digits": 2}
+    assert get_statuses(run) == "total ran, mean ran"
+    assert all(0 <= s.seconds < 10 and s.attempts == 1 for s in run.steps.values())
+    assert run.errors == {}
+    assert re.fullmatch(r"<Run of 'pipeline': 2 ran, \d+ ms>", repr(run))
+    assert run._ipython_key_completions_() == ["mean"]
+
+
+def test_a_printed_run_shows_the_values_of_its_targets(shop: Pipeline) -> None:
+    text = re.sub(r"\d+ ms", "9 ms", str(shop.run("mean", "low", prices=[1, 2])))
+    assert text.splitlines() == [
+        "pipeline · 3 steps, 2 inputs · 3 ran · 9 ms",
+        "  total                prices                  ■ ran   9 ms",
+        "  mean                 total, prices, digits   ■ ran   9 ms",
+        "  bounds → low, high   prices                  ■ ran   9 ms",
+        "",
+        "  mean = 1.5",
+        "  low = 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("total", "'total' was not a target of this run\n  known names: mean"),
+        ("men", "'men' was not a target of this run\n  known names: mean; did you mean 'mean'?"),
+        (0, "0 was not a target of this run\n  known names: mean"),
+        ([1], "[1] was not a target of this run\n  known names: mean"),
+    ],
+)
+def test_a_name_without_a_value_says_why(shop: Pipeline, name: Any, message: str) -> None:
+    run = shop.run("mean", prices=[1, 2])
+    with pytest.raises(NoValueError) as caught:
+        run[name]
+    assert str(caught.value) == message
+    assert (run.get(name, 7), name in run) == (7, False)
+
+
+def test_a_value_that_a_failed_or_skipped_step_owes_says_why() -> None:
+    steps = {"bad": lambda: 1 / 0, "next": lambda bad: bad}
+    run = Pipeline(steps, on_error="continue").run()
+    for name, message, step_name in (
+        ("bad", "step 'bad' failed: ZeroDivisionError: division by zero", "bad"),
+        ("next", "step 'next' was skipped: needs bad", "next"),
+    ):
+        with pytest.raises(NoValueError) as caught:
+            run[name]
+        assert (str(caught.value), caught.value.step, caught.value.name) == (
+            message,
+            step_name,
+            name,
+        )
+
+
+def test_a_pickled_run_may_have_steps_that_take_nothing() -> None:
+    run = pickle.loads(pickle.dumps(Pipeline({"five": lambda: 5}).run()))
+    assert (run["five"], get_statuses(run)) == (5, "five ran")
+
+
+def test_a_record_is_ready_for_json(shop: Pipeline) -> None:
+    record = json.loads(json.dumps(shop.run("total", prices=[1]).record))
+    assert record["inputs"]["prices"]["value"] == [1]
+    assert list(record["steps"]) == ["total"]
+    assert (record["status"], record["dagkit"]) == ("ran", dagkit.__version__)
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_run_can_be_copied_and_pickled(
+    shop: Pipeline, cache: bool, clone: Callable[[Any], Any]
+) -> None:
+    """Also if its steps are lambdas, and its values are in the store."""
+    each = Step(lambda price: -price, name="each", args={"price": "prices"}, map="price")
+    pipeline = Pipeline(shop, each, {"fail": lambda total: 1 / 0}, on_error="continue", cache=cache)
+    run = pipeline.run("mean", "bounds", "each", "fail", prices=[1, 2])
+    twin = clone(run)
+    assert (dict(twin), twin.inputs, twin.record) == (dict(run), run.inputs, run.record)
+    assert [(s.name, s.status) for s in twin.steps.values()] == [
+        (s.name, s.status) for s in run.steps.values()
+    ]
+    assert type(twin.errors["fail"]) is ZeroDivisionError
+    assert str(twin).splitlines()[:2] == str(run).splitlines()[:2]
+    with pytest.raises(NoValueError, match="step 'fail' failed: ZeroDivisionError"):
+        twin["fail"]
 
 
 ########################################################################################
@@ -5995,48 +8541,63 @@ def test_random_dags_with_failures_skips_and_retries_agree_with_the_sequential_r
 ########################################################################################
 
 
-def test_sources_of_every_kind_can_be_mixed() -> None:
+def test_sources_of_every_kind_can_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("shop_module")
     exec("def tax(total): return total / 10", vars(module))
-    sys.modules["shop_module"] = module
-    try:
-        made = Pipeline(
-            "shop_module",
-            [total, (function for function in [mean])],
-            {"doubled": lambda total: 2 * total},
-            Step(lambda tax: -tax, name="negative"),
-            Pipeline(bounds),
-        )
-        assert sorted(made.steps) == ["bounds", "doubled", "mean", "negative", "tax", "total"]
-        assert made.run("negative", "doubled", prices=[10])["negative"] == -1
-        assert sorted(made.steps) == ["bounds", "doubled", "mean", "negative", "tax", "total"]
-    finally:
-        del sys.modules["shop_module"]
-
-
-def test_a_source_without_steps_is_an_error() -> None:
-    with pytest.raises(SourceError) as caught:
-        Pipeline(total, 3)
-    assert str(caught.value) == (
-        "Pipeline() was given 3, which holds no steps\n"
-        "  expected a module, a module's name, a mapping such as globals(), a function, a Step, "
-        "a Pipeline, or an iterable of these"
+    monkeypatch.setitem(sys.modules, "shop_module", module)
+    pipeline = Pipeline(
+        "shop_module",
+        [total, (function for function in [mean])],
+        {"doubled": lambda total: 2 * total},
+        Step(lambda tax: -tax, name="negative"),
+        Pipeline(bounds),
     )
-    with pytest.raises(SourceError, match=r"becomes a step by Step\(thing, name=...\)"):
-        Pipeline([len])
+    for _ in range(2):
+        assert sorted(pipeline.steps) == ["bounds", "doubled", "mean", "negative", "tax", "total"]
+        assert pipeline.run("negative", "doubled", prices=[10])["negative"] == -1
 
 
-def test_a_module_with_marks_counts_only_those() -> None:
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [(3, "3"), (None, "None"), ([3], "3"), ([len], "<built-in function len>")],
+)
+def test_a_source_without_steps_is_an_error(source: Any, text: str) -> None:
+    with pytest.raises(StepError) as caught:
+        Pipeline(total, source)
+    assert str(caught.value) == (
+        f"Pipeline() was given {text}, which contains no steps\n"
+        "  expected a module, a module's name, a mapping such as globals(), a function, a Step, "
+        "a Pipeline, or an iterable of these\n"
+        "  a callable object becomes a step by Step(thing, name=...)"
+    )
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "no such module", "", "..", "os.no_such"])
+def test_a_module_that_cannot_be_imported_is_an_error(name: str) -> None:
+    pipeline = Pipeline(name)
+    for use in (pipeline.run, pipeline.plan, lambda: pipeline.steps):
+        with pytest.raises(StepError) as caught:
+            use()
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith(
+            f"Pipeline() was given '{name}', but a module of this name cannot be imported: "
+        )
+        assert lines[1] == "  expected a name such as __name__"
+        assert caught.value.__cause__ is not None
+    assert "cannot be imported" in repr(pipeline)
+
+
+def test_a_module_with_marked_steps_provides_only_those() -> None:
     scope: dict[str, Any] = {"step": step, "__name__": "m"}
     exec("@step\ndef a(): return 1\ndef helper(): ...\n_old = a", scope)
     assert list(Pipeline(scope).steps) == ["a"]
 
 
-def test_a_module_without_marks_counts_its_own_public_functions() -> None:
+def test_a_module_without_marked_steps_provides_its_own_public_functions() -> None:
     """So an example module of another library runs unchanged."""
     module = types.ModuleType("plain")
-    exec("from os.path import join\ndef a(): return 1\ndef b(a): return a + 1\ndef _c(): ...",
-         vars(module))  # fmt: skip
+    code = "from os.path import join\ndef a(): return 1\ndef b(a): return a + 1\ndef _c(): ..."
+    exec(code, vars(module))
     assert list(Pipeline(module).steps) == ["a", "b"]
     assert Pipeline(module).run("b")["b"] == 2
 
@@ -6044,26 +8605,28 @@ def test_a_module_without_marks_counts_its_own_public_functions() -> None:
 def test_a_redefined_step_is_used_by_the_next_run() -> None:
     """As in a notebook, where a cell is run again; IPython keeps old results as _, __ and _12."""
     cells: dict[str, Any] = {"step": step, "__name__": "__main__"}
-    made = Pipeline(cells)
+    pipeline = Pipeline(cells)
     exec("@step\ndef a(): return 1\n@step\ndef b(a): return a + 1", cells)
-    assert made.run("b")["b"] == 2
+    assert pipeline.run("b")["b"] == 2
     cells["_"] = cells["_12"] = cells["a"]
     exec("@step\ndef a(x=10): return x", cells)
-    assert made.run("b")["b"] == 11
-    assert list(made.graph.predecessors("a")) == ["x"]
+    assert pipeline.run("b")["b"] == 11
+    assert list(pipeline.graph.predecessors("a")) == ["x"]
     del cells["b"]
-    with pytest.raises(UnknownNameError):
-        made.run("b")
+    with pytest.raises(InputError):
+        pipeline.run("b")
 
 
 def test_a_function_changed_in_place_is_noticed() -> None:
     """IPython's autoreload puts new code into the old function."""
-    one, other = function("a", "x=1", body="return x"), function("a", "y=5", body="return y")
-    made = Pipeline(one)
-    assert made.run()["a"] == 1
-    one.__code__, one.__defaults__ = other.__code__, other.__defaults__
-    assert made.run()["a"] == 5
-    assert list(made.inputs) == ["y"]
+    one = make_function("a", "x=1", body="return x")
+    other = make_function("a", "y=5", body="return y")
+    pipeline = Pipeline(one)
+    assert pipeline.run()["a"] == 1
+    one.__code__ = other.__code__
+    one.__defaults__ = other.__defaults__
+    assert pipeline.run()["a"] == 5
+    assert list(pipeline.inputs) == ["y"]
 
 
 def test_a_reloaded_module_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -6071,22 +8634,28 @@ def test_a_reloaded_module_is_followed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     file = tmp_path / "followed_steps.py"
     file.write_text("def a(): return 1\n")
-    made = Pipeline("followed_steps")
-    assert made.run()["a"] == 1
+    pipeline = Pipeline("followed_steps")
+    assert pipeline.run()["a"] == 1
     file.write_text("def a(b): return b\ndef b(): return 22\n")
     importlib.invalidate_caches()
     importlib.reload(sys.modules["followed_steps"])
-    assert made.run("a")["a"] == 22
+    assert pipeline.run("a")["a"] == 22
 
 
 def test_a_plain_mapping_names_steps_by_its_keys_and_is_followed() -> None:
     steps: dict[str, Any] = {"more": lambda x: x + 1}
-    made = Pipeline(steps)
-    assert made.run(x=1)["more"] == 2
-    first = made._current()
-    assert made._current() is first
+    pipeline = Pipeline(steps)
+    assert pipeline.run(x=1)["more"] == 2
     steps["twice"] = lambda more: 2 * more
-    assert made.run(x=1)["twice"] == 4
+    assert pipeline.run(x=1)["twice"] == 4
+    steps["half"] = steps.pop("twice")
+    assert sorted(pipeline.run(x=1)) == ["half", "more"]
+
+
+@pytest.mark.parametrize("key", ["not good", 3, True])
+def test_a_key_that_cannot_be_a_name_is_an_error(key: Any) -> None:
+    with pytest.raises(StepError, match="name: expected a name that an argument can have"):
+        Pipeline({key: lambda: 1}).run()
 
 
 def test_any_argument_name_is_usable_as_an_input() -> None:
@@ -6096,12 +8665,161 @@ def test_any_argument_name_is_usable_as_an_input() -> None:
     assert Pipeline(use).run("use", self=1, targets=2, inputs=3, name=4)["use"] == 10
 
 
-def test_repr_counts_steps_and_names_what_nothing_needs(shop: Pipeline) -> None:
+EXPECTED = {
+    "cache": "True, False or a timedelta",
+    "store": "a Store or the path of a folder",
+    "executor": "an object with submit(), such as a ThreadPoolExecutor",
+    "catalog": "a dict: name -> path, or object with load() and save(value)",
+    "on_event": "a callable or several, each for one Event",
+    "progress": "True, False or 'auto'",
+    "on_error": "'raise' or 'continue'",
+    "name": "a text without control characters",
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache": 3},
+        {"store": 5},
+        {"executor": 3},
+        {"catalog": "x"},
+        {"on_event": None},
+        {"on_event": [print, 3]},
+        {"progress": "yes"},
+        {"progress": 1},
+        {"on_error": "x"},
+        {"on_error": []},
+        {"progress": np.zeros(2), "on_error": np.zeros(2)},
+        {"name": 3},
+        {"name": "\x1b[31mred"},
+        {"name": "two\nlines"},
+        {"store": 5, "on_error": "x"},
+    ],
+)
+def test_wrong_options_of_a_pipeline_are_errors_that_say_what_is_expected(
+    options: dict[str, Any],
+) -> None:
+    texts = ", ".join(f"{name}={summarize(value)}" for name, value in options.items())
+    lines = [f"  {name}: expected {EXPECTED[name]}" for name in options]
+    calls: list[Callable[[], Any]] = [
+        lambda: Pipeline(total, **options),
+        lambda: Pipeline(total).replace(**options),
+    ]
+    for make in calls:
+        with pytest.raises(StepError) as caught:
+            make()
+        assert str(caught.value).splitlines() == [f"Pipeline() has {texts}", *lines]
+
+
+def test_replace_changes_sources_or_options(shop: Pipeline, tmp_path: Path) -> None:
+    one = Pipeline(shop, total, [mean], store=tmp_path / "new", name="one")
+    other = one.replace(on_error="continue")
+    assert list(other.steps) == list(one.steps)
+    assert (other.store.path, repr(other)) == (one.store.path, repr(one))
+    assert list(one.replace({"less": lambda x: x - 1}).steps) == ["less"]
+    assert one.replace(name="").run(prices=[1]).record["pipeline"] == "pipeline"
+    with pytest.raises(StepError) as caught:
+        one.replace(stor=tmp_path)
+    assert str(caught.value) == (
+        "Pipeline() has no option 'stor'\n"
+        "  known options: cache, catalog, executor, name, on_error, on_event, progress, store; "
+        "did you mean 'store'?"
+    )
+
+
+def test_a_store_and_a_name_and_a_catalog_survive_copies_and_pickles(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"store": tmp_path / "new", "catalog": {"total": "t.json"}}
+    pipeline = Pipeline(total, mean, name="ml", **options)
+    for twin in (
+        copy.copy(pipeline),
+        copy.deepcopy(pipeline),
+        pickle.loads(pickle.dumps(pipeline)),
+        pickle.loads(pickle.dumps(copy.copy(pipeline))),
+    ):
+        assert repr(twin) == repr(pipeline)
+        assert (twin.store.path, twin.catalog) == (pipeline.store.path, {"total": "t.json"})
+
+
+def test_a_copy_keeps_what_cannot_be_pickled() -> None:
+    events: list[Event] = []
+    with ThreadPoolExecutor(1) as executor:
+        pipeline = Pipeline({"one": lambda: 1}, executor=executor, on_event=events.append)
+        assert copy.copy(pipeline).run()["one"] == 1
+    assert "step submitted" in [event.kind for event in events]
+
+
+def test_cache_is_the_default_of_steps_that_do_not_say_otherwise() -> None:
+    @sensor
+    def arrival() -> bool:
+        return True
+
+    steps: list[Any] = [
+        arrival,
+        Step(lambda: 1, name="plain"),
+        Step(lambda: 1, name="never", cache=False),
+        Step(lambda: 1, name="daily", cache=timedelta(days=1)),
+    ]
+    for cache in (True, timedelta(hours=1)):
+        pipeline = Pipeline(steps, cache=cache)
+        assert [step.cache for step in pipeline.steps.values()] == [
+            None,
+            cache,
+            False,
+            timedelta(days=1),
+        ]
+    pipeline.run()
+    assert get_statuses(pipeline.run()) == "arrival ran, plain cached, never ran, daily cached"
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_run_is_recorded_if_the_store_is_used_also_if_it_failed(
+    is_stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGKIT_STORE")
+    monkeypatch.chdir(tmp_path)
+
+    def check(x: list[int]) -> int:
+        x.append(5)
+        return 1 // (len(x) - 2)
+
+    pipeline = Pipeline(check, cache=is_stored)
+    pipeline.run(x=[0, 1])
+    with pytest.raises(ZeroDivisionError):
+        pipeline.run(x=[0])
+    rows = pipeline.history()
+    assert len(rows) == 2 * is_stored
+    assert Path(".dagkit").exists() == is_stored
+    if is_stored:
+        assert [row["status"] for row in rows] == ["ran", "failed"]
+        # The inputs are recorded as they were before the run.
+        assert [row["inputs.x"] for row in rows] == [[0, 1], [0]]
+        assert rows[1]["error"].startswith("ZeroDivisionError: ")
+
+
+def test_a_repr_counts_steps_and_names_what_nothing_needs(shop: Pipeline) -> None:
     assert repr(shop) == "<Pipeline 'pipeline': 4 steps, 2 inputs, targets mean, spread>"
+    assert repr(Pipeline()) == "<Pipeline 'pipeline': 0 steps, 0 inputs, targets none>"
     assert repr(Pipeline(__name__)).startswith("<Pipeline 'test_dagkit': ")
+    assert repr(Pipeline(sys.modules[__name__])) == repr(Pipeline(__name__))
+    after = Pipeline(total, Step(lambda: 1, name="last", after="total"), name="ml")
+    assert repr(after) == "<Pipeline 'ml': 2 steps, 1 input, targets last>"
 
 
-def test_importing_dagkit_and_a_run_import_no_networkx() -> None:
+def test_a_broken_pipeline_can_be_looked_at() -> None:
+    pipeline = Pipeline({"a": lambda b: b, "b": lambda a: a})
+    assert repr(pipeline) == (
+        "<Pipeline 'pipeline': CycleError: steps depend on each other: a -> b -> a>"
+    )
+    assert "CycleError: steps depend on each other: a -> b -> a" in str(pipeline)
+    for use in (pipeline.run, pipeline.plan, lambda: pipeline.graph, lambda: pipeline.inputs):
+        with pytest.raises(CycleError) as caught:
+            use()
+        frames = traceback.extract_tb(caught.value.__traceback__)
+        assert len([frame for frame in frames if frame.filename == dagkit.__file__]) <= 2
+
+
+def test_importing_dagkit_and_a_run_do_not_import_networkx() -> None:
     code = """
         import sys, dagkit
         assert dagkit.Pipeline({"more": lambda x: x + 1}).run(x=1)["more"] == 2
@@ -6117,57 +8835,78 @@ def test_importing_dagkit_and_a_run_import_no_networkx() -> None:
 ########################################################################################
 
 README = (HERE / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+EXAMPLES_README = (HERE / "examples" / "README.md").read_text()
+CODE_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def find_code_lines(code: str) -> list[str]:
+    return [line for line in code.splitlines() if line.strip()]
+
+
+def remove_times(text: str) -> str:
+    return re.sub(r"\d+(\.\d)? m?s\b", "T", text)
+
+
+def run_script(path: str, folder: Path = HERE) -> str:
+    """Run a script with warnings as errors; return what it printed."""
+    process = subprocess.run(
+        [sys.executable, "-W", "error", path],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_all_names_exactly_the_public_ones() -> None:
     public = {
         name
         for name, value in vars(dagkit).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == "dagkit"
+        if not name.startswith("_")
+        and (getattr(value, "__module__", None) == "dagkit" or value is REQUIRED)
     }
     assert public == set(dagkit.__all__)
+    assert len(dagkit.__all__) == 20
 
 
-def lines(code: str) -> list[str]:
-    return [line for line in code.splitlines() if line.strip()]
-
-
-def test_every_block_of_the_readme_runs_and_prints_what_it_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["README.md", "examples/README.md"])
+def test_every_python_block_of_a_readme_runs_and_prints_what_it_says(
+    tmp_path: Path, name: str
+) -> None:
     """Python blocks run from top to bottom; a text block is what the one above it printed."""
-    driver = ["import contextlib, io, json, sys", "out = []"]
+    driver = ["import contextlib, io, json, sys", "outputs = []"]
     expected: list[str] = []
-    for kind, text in BLOCKS:
+    for kind, text in CODE_BLOCK.findall((HERE / name).read_text()):
         if kind == "python":
             driver += [
-                "with contextlib.redirect_stdout(io.StringIO()) as printed:",
+                "with contextlib.redirect_stdout(io.StringIO()) as stream:",
                 f"    exec(compile({text!r}, 'README.md', 'exec'))",
-                "out.append(printed.getvalue())",
+                "outputs.append(stream.getvalue())",
             ]
             expected.append("")
         elif kind == "text":
             expected[-1] = text
-    driver.append("json.dump(out, sys.stdout)")
+    driver.append("json.dump(outputs, sys.stdout)")
     (tmp_path / "iris.py").write_text("\n".join(driver))
     shutil.copytree(HERE / "examples", tmp_path / "examples")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "iris.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == expected
+    outputs = json.loads(run_script("iris.py", tmp_path))
+    assert list(map(remove_times, outputs)) == list(map(remove_times, expected))
 
 
 def test_the_first_program_of_the_readme_is_the_iris_example() -> None:
     code = (HERE / "examples" / "iris.py").read_text().split('"""\n\n', 1)[1]
-    assert lines(code) == lines(BLOCKS[0][1])
+    first_block = CODE_BLOCK.findall(README)[0][1]
+    assert find_code_lines(code) == find_code_lines(first_block)
+
+
+def test_the_readme_has_at_most_320_lines() -> None:
+    assert len(README.splitlines()) <= 320
 
 
 EXAMPLES = {
-    "iris.py": "96.0% of 50 flowers are told apart",
+    "iris.py": "96.0% of 50 flowers are classified correctly",
     "ml.py": "another weak one, nothing else refitted",
     "failures.py": "did you mean 'report'?",
     "caching.py": "code changed: helper centre",
@@ -6178,16 +8917,11 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_example_runs_alone_and_prints_what_it_proves(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", f"examples/{name}"],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert EXAMPLES[name] in done.stdout
+def test_every_example_runs_alone_and_prints_what_it_proves(name: str, tmp_path: Path) -> None:
+    shutil.copytree(HERE / "examples", tmp_path / "examples")
+    assert EXAMPLES[name] in run_script(f"examples/{name}", tmp_path)
 
 
 def test_every_example_is_tested() -> None:
@@ -6195,37 +8929,27 @@ def test_every_example_is_tested() -> None:
     assert scripts == {*EXAMPLES, "benchmark.py"}
 
 
+@pytest.mark.slow
 def test_the_flights_are_real_work_with_a_catalog_and_a_table_of_runs(tmp_path: Path) -> None:
     shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
-    outs = [
-        subprocess.run(
-            [sys.executable, "-W", "error", "flights/flights.py"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(HERE)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for _ in range(2)
-    ]
-    assert "known_flights   flights, planes                  ■ ran" in outs[0]
-    assert "known_flights   flights, planes                  ✓ cached" in outs[0]  # the second run
-    assert "input depth 1 → 4" in outs[0]
-    rows = [line.split() for line in outs[1].splitlines()[-5:]]
+    first, second = (run_script("flights/flights.py", tmp_path) for _ in range(2))
+    assert re.search("known_flights +flights, planes +■ ran", first)
+    assert re.search("known_flights +flights, planes +✓ cached", first)
+    assert "input depth 1 → 4" in first
+    rows = [line.split() for line in second.splitlines()[-5:]]
     assert rows[0] == ["depth", "r2", "minutes_off", "started", "seconds"]
-    assert [row[:3] for row in rows[1:]] == [
-        ["1", "0.7737", "13.34"],
-        ["4", "0.7727", "13.44"],
-    ] * 2
-    made = sorted(x.relative_to(tmp_path / "flights/out") for x in tmp_path.rglob("out/*/*.*"))
-    assert Path("depth-4/model.pkl") in made
+    scores = [["1", "0.7737", "13.34"], ["4", "0.7727", "13.44"]]
+    assert [row[:3] for row in rows[1:]] == scores * 2
+    files = [path.relative_to(tmp_path / "flights/out") for path in tmp_path.rglob("out/*/*.*")]
+    assert Path("depth-4/model.pkl") in files
 
 
+@pytest.mark.slow
 def test_the_picture_in_the_readme_is_a_plan_of_the_flights(tmp_path: Path) -> None:
-    """Made by dagkit; times aside it is what a plan shows now."""
+    """dagkit drew it; but for the times it is what a plan shows now."""
 
-    def texts(svg: str) -> list[str]:
-        return [re.sub(r"\d+(\.\d)? m?s\b", "T", text) for text in drawn(svg)]
+    def find_texts(svg: str) -> list[str]:
+        return [remove_times(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
 
     assert "(examples/pipeline.svg)" in README
     shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
@@ -6236,60 +8960,51 @@ def test_the_picture_in_the_readme_is_a_plan_of_the_flights(tmp_path: Path) -> N
         pipeline.run("report", depth=1)
         print(pipeline.plan("report", depth=4).show().svg)
     """
-    kept = (HERE / "examples" / "pipeline.svg").read_text()
-    assert texts(kept) == texts(run_python(code))
+    picture = (HERE / "examples" / "pipeline.svg").read_text()
+    assert find_texts(picture) == find_texts(run_python(code))
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_what_it_says_in_a_real_kernel(tmp_path: Path) -> None:
     import nbformat
 
-    book = nbformat.read(HERE / "examples" / "notebook.ipynb", 4)
-    sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
-    cells, _ = executed(tmp_path, *sources)
-    # A run of more than 0.4 s is shown live, and then told in a line.
-    (graph,), (live, *_), (plan,), (run, *_), (failed, *_), (history,) = [
-        [re.sub(r"\d+(\.\d)? m?s\b", "T", output["data"]["text/plain"]) for output in outputs]
-        for outputs in cells
+    notebook = nbformat.read(HERE / "examples" / "notebook.ipynb", 4)
+    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs for cell in code_cells)  # for those who read it on GitHub
+    cells, _ = run_notebook(tmp_path, *[cell.source for cell in code_cells])
+    texts = [
+        [remove_times(output["data"]["text/plain"]) for output in outputs] for outputs in cells
     ]
-    report = cells[1][-1]["data"]["text/plain"]
+    (graph,), (live, *_), (plan,), (run, *_), (failure, *_), (history,) = texts
     assert graph.startswith("pipeline · 6 steps, 4 inputs\n  flowers")
     assert live.startswith("pipeline · 6 steps, 4 inputs · 6 ran · T\n")
-    assert "right; across folds" in report
-    assert plan.startswith("pipeline · 6 steps, 4 inputs · 4 fresh, 1 stale, 1 new\n")
+    assert plan.startswith("pipeline · 6 steps, 4 inputs · 4 fresh, 1 stale, 1 maybe\n")
     assert "↻ stale   code changed: accuracy" in plan
     assert "input trees 100 → 10" in run
-    assert "KeyError: 'taget'   (<notebook>:1)" in failed
-    assert "⊘ skipped   needs accuracy" in failed
+    assert "KeyError: 'taget'" in failure
+    assert "⊘ skipped   needs accuracy" in failure
     assert len(history.splitlines()) == 4
-    for outputs in cells[:5]:
-        assert "report" in pictured(outputs[0])
-    red = base64.b64decode(re.findall(r'base64,([^"]+)"', cells[4][0]["data"]["text/html"])[0])
-    assert b'stroke="#8c1a1f" stroke-width="2.4"' in red
-    kept = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
-    assert all(outputs for outputs in kept)  # for who reads it on GitHub
+    image = re.findall(r'base64,([^"]+)"', cells[4][0]["data"]["text/html"])[0]
+    assert b'stroke="#8c1a1f" stroke-width="2.4"' in base64.b64decode(image)
 
 
 def test_the_iris_pipeline_has_at_most_twenty_lines() -> None:
     code = (HERE / "examples" / "iris.py").read_text()
-    assert len(lines(code[code.index("@step") :])) <= 20
+    assert len(find_code_lines(code[code.index("@step") :])) <= 20
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_ratios() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import benchmark as b; b.SIZES = (20,); b.measure_run()"],
-        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE / 'examples'}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"chain +20 +\d+\.\d\d", done.stdout)
+    folders = os.pathsep.join([str(HERE), str(HERE / "examples")])
+    text = run_python("import benchmark as b; b.SIZES = (20,); b.measure_run()", PYTHONPATH=folders)
+    assert re.search(r"chain of 20 +\d+\.\d\d ×", text)
 
 
 ########################################################################################
 ### Bridges
 ########################################################################################
 
-# A pipeline with everything that a scheduler must get right. Each call of a step is noted in a
+# A pipeline with everything that a scheduler must get right. Each call of a step is written to a
 # file: the sensor sees nothing at first, and the first try of bounds fails.
 SHOP = """
 from pathlib import Path
@@ -6346,7 +9061,7 @@ SHOP_CALLS = ["delivery", "delivery", "letters", "letters", "bounds", "bounds"]
 
 @pytest.fixture
 def bridge(tmp_path: Path) -> Callable[[str], Any]:
-    """Run code beside the module ``shop``; give what its last line of JSON says."""
+    """Run code beside the module ``shop``; return its last line of output, decoded from JSON."""
     (tmp_path / "shop.py").write_text(SHOP)
     folders = [tmp_path, HERE, HERE / "examples", HERE / "examples" / "bridges"]
     env = {
@@ -6367,20 +9082,20 @@ def bridge(tmp_path: Path) -> Callable[[str], Any]:
             "-Wignore:Using `httpx` with:UserWarning",
         ]
         (tmp_path / "script.py").write_text(textwrap.dedent(code))
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *flags, "script.py"],
             cwd=tmp_path,
             env=env,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        assert process.returncode == 0, process.stdout + process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
 
     return run
 
 
-def made_once_each(folder: Path) -> bool:
+def was_each_call_made_once(folder: Path) -> bool:
     return (folder / "calls").read_text().split() == SHOP_CALLS
 
 
@@ -6411,10 +9126,10 @@ def test_every_bridge_runs_alone_and_prints_what_it_proves(bridge: Any, name: st
     assert DEMOS[name] in printed
 
 
-def test_every_bridge_is_tested_and_has_at_most_forty_lines() -> None:
+def test_every_bridge_is_tested_and_has_at_most_fifty_lines() -> None:
     files = [*(HERE / "examples" / "bridges").glob("*.py")]
     assert {file.name for file in files} == DEMOS.keys()
-    assert all(len(lines(file.read_text())) <= 40 for file in files)
+    assert all(len(find_code_lines(file.read_text())) <= 50 for file in files)
 
 
 # Luigi
@@ -6448,14 +9163,16 @@ def test_luigi_runs_a_pipeline_a_task_a_step(bridge: Any, tmp_path: Path, worker
     assert sorted(map(tuple, edges)) == SHOP_EDGES
     assert tries == {"bounds": 2}
     assert report == {"area": 96}
-    assert made_once_each(tmp_path)
+    assert was_each_call_made_once(tmp_path)
 
 
 @pytest.mark.bridges
-def test_a_task_of_luigi_is_complete_while_its_entry_fits(bridge: Any, tmp_path: Path) -> None:
+def test_a_task_of_luigi_is_complete_while_its_stored_result_fits(
+    bridge: Any, tmp_path: Path
+) -> None:
     """Luigi asks whether a target exists; here that is whether code and inputs are as they were."""
     (tmp_path / "flowers.txt").write_text("iris")
-    found = bridge("""
+    answers = bridge("""
         import json, luigi
         from pathlib import Path
         from dagkit import Pipeline, step
@@ -6473,7 +9190,7 @@ def test_a_task_of_luigi_is_complete_while_its_entry_fits(bridge: Any, tmp_path:
         path.write_text("setosa")
         print(json.dumps([*found, task.complete()]))
     """)
-    assert found == [False, True, True, False]
+    assert answers == [False, True, True, False]
 
 
 # Kedro
@@ -6511,7 +9228,7 @@ def test_kedro_runs_a_pipeline_a_node_a_step(
     assert sorted(map(tuple, edges)) == SHOP_EDGES
     assert inputs == ["folder", "params:factor"]
     assert loaded == json.loads((tmp_path / "report.json").read_text()) == {"area": 96}
-    assert made_once_each(tmp_path)
+    assert was_each_call_made_once(tmp_path)
 
 
 @pytest.mark.bridges
@@ -6553,11 +9270,11 @@ def test_mlflow_tracks_runs_and_how_far_a_failed_one_came(bridge: Any) -> None:
             pass
         bad, good = mlflow.search_runs(output_format="list")
         record = mlflow.artifacts.load_dict(f"{good.info.artifact_uri}/record.json")
-        shown = [
+        facts = [
             [run.info.status, run.data.params, run.data.metrics, run.data.tags]
             for run in (good, bad)
         ]
-        print(json.dumps([*shown, record]))
+        print(json.dumps([*facts, record]))
     """)
     status, params, metrics, tags = good
     assert (status, params, metrics["report.area"]) == (
@@ -6635,7 +9352,7 @@ if __name__ == "__main__":
     assert all(re.fullmatch("[0-9a-f]*", mark) for mark in sent)
     assert any(sent)
     assert (statuses, report) == (dict.fromkeys(SHOP_STEPS, "cached"), {"area": 216})
-    assert made_once_each(tmp_path)
+    assert was_each_call_made_once(tmp_path)
 
 
 # The same real pipeline on all of them
@@ -6742,14 +9459,16 @@ def test_every_dataset_of_kedro_is_an_entry_of_a_catalog(bridge: Any) -> None:
         print(json.dumps([statuses, reason, [value, made.run()["report"]]]))
     """)
     assert statuses == [["ran"] * 3, ["cached"] * 3]
-    assert reason == "data report changed"
+    assert reason == "dataset report changed"
     assert values == [[2.0], [5.0]]
 
 
 @pytest.mark.bridges
 def test_what_the_readme_says_of_luigi_and_kedro_runs(bridge: Any) -> None:
     """The two blocks that stand beside dagkit's own, over the same file."""
-    luigi_block, kedro_block = (text for kind, text in BLOCKS if kind == "py")
+    luigi_block, kedro_block = (
+        text for kind, text in CODE_BLOCK.findall(EXAMPLES_README) if kind == "py"
+    )
     head = """
 import json, pathlib
 import pandas as pd
