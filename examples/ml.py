@@ -1,7 +1,8 @@
-"""Breast cancer: pandas and scikit-learn in steps, one model under two names.
+"""Breast cancer: pandas and scikit-learn in steps, and one function as two models.
 
-The same function ``fit`` makes two steps, a weakly and a strongly regularised model; a value can be
-given instead of being computed. Needs ``pip install dagkit[examples]``.
+The function ``fit`` makes two steps, a strongly and a weakly regularised model. The second run is
+given one model and the split, so it fits only the other model. This needs ``pip install
+dagkit[examples]``.
 """
 
 from typing import Any
@@ -19,8 +20,8 @@ from dagkit import Pipeline, Step, step
 
 @step
 def frame() -> pd.DataFrame:
-    loaded: pd.DataFrame = load_breast_cancer(as_frame=True).frame
-    return loaded
+    table: pd.DataFrame = load_breast_cancer(as_frame=True).frame
+    return table
 
 
 @step
@@ -45,11 +46,11 @@ strong = Step(fit, name="strong", args={"strength": "strong_strength"})
 
 @step
 def accuracies(weak: Any, strong: Any, test: pd.DataFrame) -> dict[str, float]:
-    features, truth = test.drop(columns="target"), test["target"]
-    return {
-        name: round(float(accuracy_score(truth, model.predict(features))), 3)
-        for name, model in (("weak", weak), ("strong", strong))
-    }
+    features = test.drop(columns="target")
+    scores = {}
+    for name, model in (("weak", weak), ("strong", strong)):
+        scores[name] = round(float(accuracy_score(test["target"], model.predict(features))), 3)
+    return scores
 
 
 pipeline = Pipeline(__name__)

@@ -1,7 +1,7 @@
-"""Word count over Python's own standard library: one map, on one thread, threads and processes.
+"""Word count over Python's standard library: one map, on one thread, on threads and on processes.
 
-The words of each file are counted side by side, then added up. All executors give the same
-counts; what the processes gain depends on the cores of the machine.
+``words`` is called once for each file, and ``common`` adds up the counts. All executors give equal
+results. How much faster the processes are depends on the number of cores.
 """
 
 import os
@@ -31,7 +31,8 @@ def common(words: list[Counter[str]], top: int = 5) -> list[tuple[str, int]]:
 
 
 def main() -> None:
-    results, first = [], 0.0
+    results = []
+    single_seconds = 0.0
     for title, pool in (
         ("one thread", nullcontext()),
         ("2 threads", ThreadPoolExecutor(2)),
@@ -43,9 +44,9 @@ def main() -> None:
             start = time.perf_counter()
             run = pipeline.run("common", "words", folder=Path(os.__file__).parent)
             seconds = time.perf_counter() - start
-        first = first or seconds
+        single_seconds = single_seconds or seconds
         results.append((run["common"], run["words"]))
-        print(f"{title:12} {len(run['words'])} files, speed-up {first / seconds:.2f}")
+        print(f"{title:12} {len(run['words'])} files, speed-up {single_seconds / seconds:.2f}")
     print("equal results:", all(result == results[0] for result in results))
     print(", ".join(f"{word} {count}" for word, count in results[0][0]))
 

@@ -1,6 +1,6 @@
-"""A progress bar of tqdm in five lines: a listener on ``on_event``.
+"""A progress bar of tqdm: a function that listens to the events of a run.
 
-Needs ``pip install tqdm``. dagkit has a progress of its own, ``Pipeline(..., progress=True)``.
+This needs ``pip install tqdm``. dagkit also has progress lines of its own: ``progress=True``.
 """
 
 import time
@@ -11,14 +11,15 @@ from tqdm import tqdm
 from dagkit import Event, Pipeline, step
 
 
-def bar(**options: Any) -> Any:
-    shown = tqdm(**options)
+def make_listener(**options: Any) -> Any:
+    bar = tqdm(**options)
 
     def listen(event: Event) -> None:
-        shown.total = event.total or shown.total
-        shown.update(event.kind == "map progress")
-        if event.kind == "run finished":
-            shown.close()
+        if event.kind == "map progress":
+            bar.total = event.total
+            bar.update()
+        elif event.kind == "run finished":
+            bar.close()
 
     return listen
 
@@ -30,5 +31,6 @@ def squares(number: int) -> int:
 
 
 if __name__ == "__main__":
-    run = Pipeline(squares, on_event=bar(desc="squares")).run(number=range(100))
+    pipeline = Pipeline(squares, on_event=make_listener(desc="squares"))
+    run = pipeline.run(number=range(100))
     print(f"{len(run['squares'])} squares, the last one {run['squares'][-1]}")

@@ -1,7 +1,8 @@
-"""Airflow: any pipeline as tasks of an Airflow DAG, one a step; values stay in the store.
+"""Airflow: any pipeline as tasks of an Airflow DAG, one for each step. Values stay in the store.
 
-A task makes an entry of the store, where others find it; its fingerprint alone travels as XCom. A
-step that is not cached, or a sensor, is kept for one run of the DAG. Airflow retries and pokes.
+A task stores its result, where the next tasks find it; only its fingerprint travels as XCom. The
+result of a step that is not cached, or of a sensor, is stored for one run of the DAG. Airflow
+retries and pokes.
 """
 
 import sys
@@ -16,29 +17,39 @@ from dagkit import Pipeline
 
 
 def tasks(pipeline: Pipeline, *targets: str, **inputs: Any) -> dict[str, Any]:
-    """Add the steps that the targets need to the DAG at hand, whose params may change inputs."""
-    graph, steps, made = pipeline.graph, pipeline.steps, dict[str, Any]()
+    """Add the steps that the targets need to the current DAG. Its params may change inputs."""
+    graph, steps = pipeline.graph, pipeline.steps
+    airflow_tasks: dict[str, Any] = {}
 
-    def make(name: str, run_id: Any = None, params: Any = None) -> str:
+    def run_step(name: str, run_id: Any = None, params: Any = None) -> str:
         given = {**inputs, **{n: params[n] for n in pipeline.inputs if n in params}}
-        kept = [s if s.cache else replace(s, cache=True, version=run_id) for s in steps.values()]
-        once = [replace(s, retries=0, poke=s.poke and (0, 0, True)) for s in kept]
-        done = pipeline.replace(once).run(name, **given).steps[name]
-        if done.status == "skipped" and not steps[name].poke:
-            raise AirflowSkipException(done.reason)
-        return done.fingerprint  # a sensor that saw nothing has none, and is called again
+        cached_steps = []
+        for step in steps.values():
+            version = step.version if step.cache else run_id
+            poke = step.poke and step.poke._replace(interval=0, timeout=0, soft_fail=True)
+            cache = step.cache or True
+            cached_steps.append(replace(step, cache=cache, version=version, retries=0, poke=poke))
+        state = pipeline.replace(cached_steps).run(name, **given).steps[name]
+        if state.status == "skipped" and not steps[name].poke:
+            raise AirflowSkipException(state.reason)
+        return state.fingerprint  # "" of a sensor that saw nothing: Airflow calls it again
 
-    needed = {n for target in targets or graph for n in (target, *nx.ancestors(graph, target))}
-    for name, step in [pair for pair in steps.items() if pair[0] in needed]:
-        how = {"task_id": name, "retries": step.retries, "retry_delay": step.retry_delay}
-        how |= {"retry_exponential_backoff": step.retry_backoff, "trigger_rule": "none_failed"}
-        if wait := step.poke and ("all_success", *step.poke, "reschedule"):
-            how |= zip(("trigger_rule", "poke_interval", "timeout", "soft_fail", "mode"), wait)
-        made[name] = (task.sensor if wait else task)(**how)(make)(name)
-    for need, name in graph.edges:
-        if name in made and (maker := graph.nodes[need]["step"]):
-            made[maker.name] >> made[name]
-    return made
+    needed = set(targets or graph).union(*[nx.ancestors(graph, name) for name in targets])
+    for name, step in steps.items():
+        if name not in needed:
+            continue
+        options = {"task_id": name, "retries": step.retries, "retry_delay": step.retry_delay}
+        options |= {"retry_exponential_backoff": step.retry_backoff, "trigger_rule": "none_failed"}
+        if step.poke:
+            interval, timeout, soft_fail = step.poke
+            options |= {"poke_interval": interval, "timeout": timeout, "soft_fail": soft_fail}
+            options |= {"mode": "reschedule", "trigger_rule": "all_success"}
+        decorate = task.sensor if step.poke else task
+        airflow_tasks[name] = decorate(**options)(run_step)(name)
+    for value, name in graph.edges:
+        if name in airflow_tasks and graph.nodes[value]["step"]:
+            airflow_tasks[graph.nodes[value]["step"]] >> airflow_tasks[name]
+    return airflow_tasks
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""MLflow: a run of any pipeline as a run of MLflow: parameters, numbers as metrics, steps live.
+"""MLflow: a run of any pipeline as a run of MLflow, with parameters, metrics and step statuses.
 
-A listener writes status and seconds of a step when it ends, so a run that is under way, or that
-failed, shows how far it came. Scalar inputs are parameters; dagkit's own record is an artifact.
+A listener writes the status and the seconds of a step when it ends, so a run that is going on or
+has failed shows how far it came. Inputs that are numbers or texts are parameters, and the record of
+the run is an artifact.
 """
 
 import sys
@@ -15,25 +16,30 @@ from dagkit import Event, Pipeline, Run
 
 
 def listen(event: Event) -> None:
-    if event.kind == "step finished":
-        mlflow.set_tag(f"status.{event.step}", event.error or event.status)
-        mlflow.log_metric(f"seconds.{event.step}", event.seconds)
+    state = event.state
+    if event.kind == "step finished" and state is not None:
+        status = state.status
+        if state.error is not None:
+            status = f"{type(state.error).__name__}: {state.error}"
+        mlflow.set_tag(f"status.{event.step}", status)
+        mlflow.log_metric(f"seconds.{event.step}", state.seconds)
 
 
-def numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+def find_numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, int | float):
         yield name, float(value)
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        yield from numbers(f"{name}.{key}", inner)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from find_numbers(f"{name}.{key}", item)
 
 
 def track(pipeline: Pipeline, *targets: str, **inputs: Any) -> Run:
-    watched, known = pipeline.replace(on_event=listen), {**pipeline.inputs, **inputs}
+    params = {**pipeline.inputs, **inputs}
     with mlflow.start_run():
-        shown = {n: v for n, v in known.items() if n not in pipeline.secret}
-        mlflow.log_params({n: v for n, v in shown.items() if isinstance(v, str | int | float)})
-        run = watched.run(*targets, **inputs)
-        mlflow.log_metrics(dict(pair for name in run for pair in numbers(name, run[name])))
+        mlflow.log_params({n: v for n, v in params.items() if isinstance(v, str | int | float)})
+        run = pipeline.replace(on_event=listen).run(*targets, **inputs)
+        for name in run:
+            mlflow.log_metrics(dict(find_numbers(name, run[name])))
         mlflow.log_dict(run.record, "record.json")
     return run
 

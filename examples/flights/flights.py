@@ -1,10 +1,10 @@
-"""Real tables in, a model and reports out: how late flights from New York arrive.
+"""How late do flights from New York arrive? Real tables in, a model and reports out.
 
-Three CSV files (3,000 flights of 2013 with their planes and airlines, a sample of the public
-``nycflights13`` data) become a model, a table and a sentence. The steps know of no file: the
-catalog says what is loaded from where and kept where. Run twice with different parameters, what
-does not depend on them is computed once, and the records of the runs are a table. The bridges in
-``examples/bridges`` put this pipeline on Luigi, Kedro and Airflow as it is.
+The data are 3,000 flights of 2013 with their planes and airlines, a sample of the public
+``nycflights13`` tables. The functions do not open files: the catalog says what is loaded from
+where, and what is saved where. The second parameter changes only the model, so the other results
+are reused, and the records of the runs are a table. The bridges in ``examples/bridges`` run this
+pipeline unchanged on Luigi, Kedro and Airflow.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ from sklearn.model_selection import train_test_split
 
 from dagkit import Pipeline, step
 
-KNOWN = ["month", "sched_dep_time", "dep_delay", "distance", "seats", "age"]
+FEATURES = ["month", "sched_dep_time", "dep_delay", "distance", "seats", "age"]
 
 
 @step
 def known_flights(flights: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
-    arrived = flights.dropna(subset=["dep_delay", "arr_delay"])
-    joined = arrived.merge(planes, on="tailnum", how="left")
-    return joined.assign(age=2013 - joined["year"])
+    arrivals = flights.dropna(subset=["dep_delay", "arr_delay"])
+    table = arrivals.merge(planes, on="tailnum", how="left")
+    return table.assign(age=2013 - table["year"])
 
 
 @step(cache=True, outputs=("train", "test"))
@@ -34,22 +34,22 @@ def split(known_flights: pd.DataFrame, test_size: float = 0.25, seed: int = 0) -
 
 @step
 def model(train: pd.DataFrame, depth: int = 3, seed: int = 0) -> HistGradientBoostingRegressor:
-    made = HistGradientBoostingRegressor(max_depth=depth, random_state=seed)
-    return made.fit(train[KNOWN], train["arr_delay"])
+    regressor = HistGradientBoostingRegressor(max_depth=depth, random_state=seed)
+    return regressor.fit(train[FEATURES], train["arr_delay"])
 
 
 @step(outputs=("r2", "minutes_off"))
 def scores(model: HistGradientBoostingRegressor, test: pd.DataFrame) -> tuple[float, float]:
-    found = model.predict(test[KNOWN])
+    prediction = model.predict(test[FEATURES])
     truth = test["arr_delay"]
-    return r2_score(truth, found), mean_absolute_error(truth, found)
+    return r2_score(truth, prediction), mean_absolute_error(truth, prediction)
 
 
 @step
 def by_airline(known_flights: pd.DataFrame, airlines: pd.DataFrame) -> pd.DataFrame:
-    named = known_flights.merge(airlines, on="carrier")
-    late = named.groupby("name")["arr_delay"].agg(["size", "mean"])
-    return late.sort_values("mean", ascending=False).reset_index()
+    table = known_flights.merge(airlines, on="carrier")
+    delays = table.groupby("name")["arr_delay"].agg(["size", "mean"])
+    return delays.sort_values("mean", ascending=False).reset_index()
 
 
 @step
