@@ -27,6 +27,8 @@ Part I, the core: a complete small library
 Part II, reuse: what is kept on disk, and when it may be used again
     Fingerprint  values and code become fingerprints
     Store        results become files, and files become results
+    Reads        notes the files, folders and variables that a step reads while it runs
+    Copies       faithful copies of the arguments of a call, which a step may change in place
     Catalog      files and objects of the user from which inputs come and where values go
     Reuse        decides whether a stored result can be used, and says why not
 
@@ -59,7 +61,6 @@ import dis
 import enum
 import errno
 import functools
-import gzip
 import hashlib
 import heapq
 import hmac
@@ -71,21 +72,16 @@ import itertools
 import json
 import marshal
 import math
-import mmap
-import numbers
 import operator
 import os
 import pickle
-import pkgutil
 import queue
 import re
 import reprlib
 import stat
-import string
 import sys
 import threading
 import time
-import traceback
 import types
 import unicodedata
 import warnings
@@ -102,13 +98,13 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
 from keyword import iskeyword
-from pathlib import PurePath
-from types import CoroutineType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import CoroutineType, FrameType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 try:
@@ -175,7 +171,10 @@ class DagkitError(Exception):
 
     def __str__(self) -> str:
         # A KeyError shows its message as a repr. All our errors show the same text.
-        return str(self.args[0]) if self.args else ""
+        return _clean_text(str(self.args[0])) if self.args else ""
+
+    def _render_traceback_(self) -> list[str]:
+        return _render_traceback()
 
 
 class StepError(DagkitError, TypeError, ValueError):
@@ -229,12 +228,50 @@ class Skip(Exception):
     """
 
 
+def _render_traceback() -> list[str]:
+    """Write the traceback of the exception that IPython displays: short, without our frames.
+
+    IPython calls the method ``_render_traceback_`` of an exception that has one. Without it, it
+    writes five lines for each frame, and two for each gap where it leaves out frames of ours.
+    """
+    from IPython import get_ipython
+
+    error: Any = sys.exception()
+    traceback = error.__traceback__
+    while traceback is not None:
+        while traceback.tb_next and traceback.tb_next.tb_frame.f_globals is globals():
+            traceback.tb_next = traceback.tb_next.tb_next
+        traceback = traceback.tb_next
+    formatter = get_ipython().InteractiveTB
+    lines_of_code = 2
+    lines: list[str] = formatter.structured_traceback(
+        type(error), error, error.__traceback__, None, lines_of_code
+    )
+    return lines
+
+
+# Characters that control a terminal, change the direction of text, or are invalid in XML.
+_UNPRINTABLE = (
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def _clean_text(text: str) -> str:
+    """Replace the unprintable characters of a text that may contain anything."""
+    return re.sub(_UNPRINTABLE, "\ufffd", text.replace("\r", " "))
+
+
+def _make_printable(text: str) -> str:
+    """Make one line of a text that may contain anything, without unprintable characters."""
+    return _clean_text(re.sub(r"[\t\r\n]+", " ", text))
+
+
 def _warn(text: str) -> None:
     """Warn at the innermost line outside of this module."""
     level = 1
     while sys._getframe(level).f_globals is globals() and sys._getframe(level).f_back:
         level += 1
-    warnings.warn(text, DagkitWarning, stacklevel=level + 1)
+    warnings.warn(_clean_text(text), DagkitWarning, stacklevel=level + 1)
 
 
 def _join_names(names: Iterable[str], limit: int = 12) -> str:
@@ -279,12 +316,23 @@ def _unwrap(function: Any) -> Any:
 
 
 def _shorten_path(path: str) -> str:
-    """Return a path relative to the working folder, or ``<notebook>`` for a cell of a notebook."""
+    """Return a path relative to the working folder, or ``<cell 5>`` for a cell of a notebook."""
     if "ipykernel_" in path:  # Jupyter compiles each cell under the name of a temporary file
+        with contextlib.suppress(Exception):  # only the kernel itself knows the number: In[5]
+            _, name = sys.modules["IPython"].get_ipython().compile.format_code_name(path)
+            return f"<cell {name.removeprefix('In[').removesuffix(']')}>"
         return "<notebook>"
     with contextlib.suppress(OSError):  # the working folder may have been removed
         path = path.removeprefix(os.path.join(os.getcwd(), ""))
-    return path
+    return _make_printable(path)
+
+
+def _is_path_text(value: object) -> bool:
+    """Return whether a value is a text that can be a path."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _locate(function: Any) -> str:
@@ -333,7 +381,7 @@ def _get_message(error: BaseException) -> str:
         lines = str(error).strip().splitlines()
     except Exception as failure:  # a user's __str__ may raise anything
         return f"<its message raises {type(failure).__name__}>"
-    return lines[0] if lines else ""
+    return _make_printable(lines[0]) if lines else ""
 
 
 def _describe_error(error: BaseException | None) -> str:
@@ -371,6 +419,8 @@ class _StepState:
         details = [self.reason, _describe_error(self.error)]
         if self.seconds:
             details.insert(0, _format_duration(self.seconds))
+        if self.status == "cached":
+            details.insert(0, f"saved {_format_duration(self.saved)}")
         text = ", ".join(filter(None, details))
         return f"<step '{self.name}' {self.status}: {text}".removesuffix(": ") + ">"
 
@@ -466,7 +516,9 @@ def _is_name_or_names(value: object) -> bool:
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    if isinstance(value, float):
+        return value >= 0
+    return type(value) is int and 0 <= value < 10**300  # so that it can become a float
 
 
 class _Poke(NamedTuple):
@@ -606,6 +658,7 @@ class Step:
                 "cannot be edges",
                 "expected named arguments; or name them by args={argument: value}",
             )
+        # These are the fields of a step without options.
         needs = signature.positional + signature.keywords
         set_field(self, "positional", signature.positional)
         set_field(self, "keywords", tuple(zip(signature.keywords, signature.keywords, strict=True)))
@@ -640,7 +693,7 @@ class Step:
             )
 
     def _apply_options(self, signature: _Signature) -> None:
-        """Derive the fields again that depend on options."""
+        """Replace the fields that depend on options."""
         __tracebackhide__ = True
         args = self.args or {}
         positional = signature.positional
@@ -776,7 +829,7 @@ def _read_signature(function: Any) -> _Signature:
             return _read_code(function, code)
     try:
         parameters = _get_signature(function).parameters.values()
-    except (ValueError, TypeError):  # many builtins have no signature
+    except Exception:  # many builtins have no signature
         return _Signature((), (), _NO_DEFAULTS, "*")
     # An argument that a partial has bound by name is not an edge any more.
     bound_names = function.keywords if isinstance(function, functools.partial) else ()
@@ -870,7 +923,7 @@ def step(function: Any = None, /, **options: Any) -> Any:
     __tracebackhide__ = True
     _check_option_names("@step", options, _STEP_OPTIONS.keys() - {"poke"})
     if function is None:
-        return lambda function: _attach_options("@step", function, options)
+        return functools.partial(_attach_options, "@step", options=options)
     return _attach_options("@step", function, options)
 
 
@@ -933,7 +986,7 @@ def sensor(
     _check_option_names("@sensor", options, known | {"poke_interval", "timeout", "soft_fail"})
     options["poke"] = _Poke(poke_interval, timeout, soft_fail)
     if function is None:
-        return lambda function: _attach_options("@sensor", function, options)
+        return functools.partial(_attach_options, "@sensor", options=options)
     return _attach_options("@sensor", function, options)
 
 
@@ -964,8 +1017,7 @@ def _is_marked(value: Any) -> bool:
 ########################################################################################
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
+class _Graph(NamedTuple):
     """Steps that fit together."""
 
     steps: dict[str, Step]  # in the order in which they are declared
@@ -985,7 +1037,11 @@ class _Composable:
 
 
 def _read_sources(sources: Iterable[Any]) -> list[Any]:
-    """Check the sources of a pipeline. Return lists of declarations, and what must be followed."""
+    """Check the sources of a pipeline.
+
+    Functions and steps become lists of declarations. Modules, mappings and pipelines stay as they
+    are: they are read anew before each run.
+    """
     __tracebackhide__ = True
     result: list[Any] = []
     for source in sources:
@@ -995,15 +1051,17 @@ def _read_sources(sources: Iterable[Any]) -> list[Any]:
             result[-1].append((None, source))
         elif isinstance(source, _Composable | str | ModuleType | Mapping):
             result.append(source)
-        elif isinstance(source, Iterable):
-            result += _read_sources(source)
         else:
-            raise StepError(
-                f"Pipeline() was given {_summarize(source)}, which contains no steps\n"
-                "  expected a module, a module's name, a mapping such as globals(), a function, a "
-                "Step, a Pipeline, or an iterable of these\n"
-                "  a callable object becomes a step by Step(thing, name=...)"
-            )
+            try:
+                members = list(source)
+            except Exception as error:  # most objects cannot be iterated over
+                raise StepError(
+                    f"Pipeline() was given {_summarize(source)}, which contains no steps\n"
+                    "  expected a module, a module's name, a mapping such as globals(), a "
+                    "function, a Step, a Pipeline, or an iterable of these\n"
+                    "  a callable object becomes a step by Step(thing, name=...)"
+                ) from error
+            result += _read_sources(members)
     return result
 
 
@@ -1282,7 +1340,7 @@ def _check_known_names(what: str, names: Iterable[Any], graph: _Graph) -> None:
 ########################################################################################
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class _Order:
     """The steps that targets need, in topological order."""
 
@@ -1378,9 +1436,9 @@ _UNUSUAL_TYPES = _ITERATOR_TYPES | {CoroutineType}
 _LONGEST_DELAY = 86_400.0  # seconds
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class _Results:
-    """What a run has produced so far."""
+    """What a run has produced so far. At its end, ``Run`` (Part V) hands the values to the user."""
 
     order: _Order
     values: dict[str, Any]  # by name; at first those of the inputs, in the end those of the targets
@@ -1404,6 +1462,7 @@ class _Results:
         return states
 
     def add_values(self, values: Mapping[str, Any]) -> None:
+        """Add the values of a step, but for those that the run was given."""
         for name, value in values.items():
             if name not in self.order.given:
                 self.values[name] = value
@@ -1442,22 +1501,38 @@ class _Results:
         element: int | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record that a step raised an exception: it is skipped, or it has failed.
-
-        The exception gains a note with the step, the element and the arguments (name of a value ->
-        value). Default for these: ``values``.
-        """
+        """Record that a step raised an exception: it is skipped, or it has failed."""
         if isinstance(error, Skip):
             reason = _get_message(error)
             self.record(_StepState(step.name, "skipped", reason, seconds, attempts))
             return
+        self.add_note(step, error, element, arguments)
+        if self.is_fatal(error) and self.failure is None:
+            self.failure = error
+        self.record(_StepState(step.name, "failed", "", seconds, attempts, error))
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """Tell whether an exception ends the run, not only its step."""
+        return self.on_error == "raise" or not isinstance(error, Exception)
+
+    def add_note(
+        self,
+        step: Step,
+        error: BaseException,
+        element: int | None,
+        arguments: Mapping[str, Any] | None,
+    ) -> None:
+        """Cut our frames off an exception, and add the step, the element and the arguments.
+
+        ``arguments`` maps names of values to values; default: ``values``.
+        """
         # Hide our own frames. They would also keep all values in memory.
         traceback = error.__traceback__
         while traceback is not None and traceback.tb_frame.f_globals is globals():
             traceback = traceback.tb_next
-        error.__traceback__ = traceback
+        error = BaseException.with_traceback(error, traceback)  # the exception may be frozen
         is_ours = isinstance(error, DagkitError) and traceback is None  # it names the step itself
-        if isinstance(error, Exception) and not is_ours:
+        if not is_ours:
             note = f"in step '{step.name}'"
             if element is not None:
                 note += f", element {element}"
@@ -1468,10 +1543,6 @@ class _Results:
                 note += f", with {', '.join(texts)}"
             with contextlib.suppress(Exception):  # a user's class may override add_note
                 error.add_note(note)
-        is_fatal = self.on_error == "raise" or not isinstance(error, Exception)
-        if is_fatal and self.failure is None:
-            self.failure = error
-        self.record(_StepState(step.name, "failed", "", seconds, attempts, error))
 
 
 def _run_plain(results: _Results) -> None:
@@ -1502,7 +1573,7 @@ def _run_plain(results: _Results) -> None:
                     value = step.function(*map(get_value, step.positional))
                 if type(value) in _UNUSUAL_TYPES or step.outputs:
                     if type(value) is CoroutineType:
-                        value = event_loop.submit(value).result()
+                        value = event_loop.run(value)
                     results.add_values(_name_values(step, value))
                 else:
                     values[step.name] = value
@@ -1564,7 +1635,7 @@ def _find_delay(step: Step, attempt: int) -> float:
         delay = step.retry_delay * step.retry_backoff ** (attempt - 1)
     except OverflowError:
         return _LONGEST_DELAY
-    return min(delay, _LONGEST_DELAY)
+    return delay if delay < _LONGEST_DELAY else _LONGEST_DELAY  # 0 times infinity is nan
 
 
 class _EventLoopThread:
@@ -1576,6 +1647,8 @@ class _EventLoopThread:
         self._is_closing = False
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        if sys.platform == "emscripten":
+            return _run_to_end(coroutine)
         import asyncio  # takes 16 ms
 
         if self._thread is None:
@@ -1585,6 +1658,24 @@ class _EventLoopThread:
             self._thread = threading.Thread(target=self._serve, daemon=True)
             self._thread.start()
         return asyncio.run_coroutine_threadsafe(coroutine, self._runner.get_loop())
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for the result of a coroutine; raise its exception."""
+
+        async def catch() -> tuple[Any, BaseException | None]:
+            # The event loop itself would act on a CancelledError or a SystemExit.
+            try:
+                return await coroutine, None
+            except BaseException as error:
+                return None, error
+
+        result, error = self.submit(catch()).result()
+        if error is None:
+            return result
+        try:
+            raise error
+        finally:
+            del error  # break the reference cycle error -> traceback -> frame -> error
 
     def _serve(self) -> None:
         with self._runner as runner:  # at its end it cancels all tasks, as after Ctrl-C
@@ -1599,6 +1690,21 @@ class _EventLoopThread:
             loop = self._runner.get_loop()
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    """Run a coroutine in Pyodide, which has no threads. The JavaScript engine switches stacks."""
+    from concurrent.futures import Future
+
+    from pyodide.ffi import run_sync  # type: ignore[import-not-found]
+
+    future: Future[Any] = Future()
+    try:
+        future.set_result(run_sync(coroutine))
+    except BaseException as error:
+        coroutine.close()  # an old engine has not begun it
+        future.set_exception(error)
+    return future
 
 
 ########################################################################################
@@ -1751,7 +1857,7 @@ def _get_version(distribution: str) -> str:
 @functools.cache
 def _find_packages(name: str, file: str | None) -> dict[str, str] | None:
     """Find a module's distributions and versions: {} for Python's own, None for the project's."""
-    if name == __name__:  # it is not project code, wherever it lies
+    if name == __name__ or name.startswith("_cython_"):  # the latter is no real module
         return {}
     if not file:  # a builtin module, or the namespace of a notebook or of exec
         spec = getattr(sys.modules.get(name), "__spec__", None)
@@ -1874,6 +1980,8 @@ class _CodeSource(_Source):
     kind = "code"
 
     def compute_fingerprint(self) -> str:
+        import pkgutil
+
         return _fingerprint(pkgutil.resolve_name(self.name))
 
     def __str__(self) -> str:
@@ -1905,6 +2013,8 @@ class _Body(NamedTuple):
 _bodies: dict[int, tuple[types.CodeType, _Body]] = {}  # by id: code objects compare line numbers
 
 _CONSTANT_CODES = frozenset(dis.hasconst)
+# How the code is broken into lines decides whether the compiler writes the last two.
+_NO_OPERATIONS = frozenset({"EXTENDED_ARG", "CACHE", "NOT_TAKEN", "NOP"})
 _PUSHES = {"LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT"}
 _JUMP_CODES = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 _NAME_CODES = frozenset(dis.hasname)
@@ -1916,7 +2026,7 @@ _IGNORED_FLAGS = 0x4000000 | 0x1000000  # the code has a docstring; annotations 
 _COMPILER_NAMES = frozenset({"__doc__", "__firstlineno__", "__static_attributes__"})
 _BODY_FACTS = operator.attrgetter(
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_varnames"),
-    *("co_freevars", "co_cellvars", "co_exceptiontable"),
+    *("co_freevars", "co_cellvars"),
 )
 
 
@@ -1944,33 +2054,47 @@ def _hash_constant(value: Any) -> bytes:
 
 
 def _find_texts(value: Any) -> Iterator[str]:
-    """Find the strings in a value, also those inside of plain containers."""
-    if type(value) is str:
-        yield value
-    elif type(value) in _CONTAINERS:
-        for item in value:
-            yield from _find_texts(item)
-        if type(value) is dict:
-            yield from _find_texts(list(value.values()))
+    """Find the texts and paths in a value; a large container holds data rather than names."""
+    queue = [value]
+    seen_ids: set[int] = set()
+    while queue:
+        item = queue.pop()
+        kind = type(item)
+        if kind is str:
+            yield item
+        elif kind in _CONTAINERS and len(item) < 10_000 and id(item) not in seen_ids:
+            seen_ids.add(id(item))
+            queue += item
+            if kind is dict:
+                queue += item.values()
+        elif kind not in _SCALARS and isinstance(item, os.PathLike):
+            with contextlib.suppress(Exception):  # it may be a path to another machine
+                yield os.fsdecode(item)
 
 
 def _list_instructions(code: types.CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
     """List the instructions that count, and map each offset to an index of this list.
 
-    Left out are line numbers and docstrings that the body of a class stores, and the prefixes of
-    large arguments.
+    Left out are line numbers and docstrings that the body of a class stores, and what does nothing.
     """
     instructions: list[dis.Instruction] = []
     indices: dict[int, int] = {}
     for instruction in dis.get_instructions(code):
         indices[instruction.offset] = len(instructions)
-        if instruction.opname in ("EXTENDED_ARG", "CACHE"):
+        if instruction.opname in _NO_OPERATIONS:
+            continue
+        if instruction.opcode in _VARIABLE_CODES and type(instruction.argval) is tuple:
+            # Two instructions in one, which the compiler makes of neighbours in one line.
+            names = re.findall("[A-Z]+_FAST", instruction.opname)
+            for name, variable in zip(names, instruction.argval, strict=True):
+                instructions.append(instruction._replace(opname=name, argval=variable))
             continue
         is_store = instruction.opname == "STORE_NAME" and instruction.argval in _COMPILER_NAMES
         if is_store and instructions[-1].opname in _PUSHES:
             instructions.pop()
         else:
             instructions.append(instruction)
+    indices[len(code.co_code)] = len(instructions)
     return instructions, indices
 
 
@@ -2013,7 +2137,10 @@ def _read_body(code: types.CodeType) -> _Body:
             argument = indices[argument]
         elif opcode not in _VARIABLE_CODES:
             argument = instruction.arg
-        operations += [name, argument]
+        operations += [name.removesuffix("_BORROW"), argument]
+    for handler in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
+        limits = [indices[offset] for offset in (handler.start, handler.end, handler.target)]
+        operations += [*limits, handler.depth, handler.lasti]
     body = body._replace(digest=_hash_bytes(_hash_plain(operations), tag="body"))
     _bodies[id(code)] = (code, body)
     return body
@@ -2048,7 +2175,7 @@ _REFLECTION = _split(
 # Code that uses one of these names can reach what texts name: queries, formulas, expressions.
 _TEXT_READERS = _REFLECTION | _split(
     """query sql evaluate re_evaluate execute executemany read_sql read_sql_query from_formula
-    ols wls glm logit formula dmatrix dmatrices sympify parse_expr lambdify get_type_hints"""
+    ols wls glm logit formula dmatrix dmatrices sympify parse_expr lambdify"""
 )
 # Code that uses one of these names can import the modules that texts name.
 _IMPORTERS = _split("import_module __import__ modules resolve_name locate find_spec run_module")
@@ -2099,6 +2226,7 @@ class _Walk:
         self.home = ""  # its module: parts do not say it, because it may be run as __main__
         self.is_in_code = False
         self.features = features
+        self.wanted: set[str] = set()  # features that a library may use
         self.memo = memo  # contents that lead to no code; walks share it
         self.digests: _Memo = {}
         self.unfinished: dict[int, tuple[int, object]] = {}  # id -> depth of values in a cycle
@@ -2110,7 +2238,9 @@ class _Walk:
         self.libraries: dict[int, dict[str, Any]] = {}  # namespaces of modules of libraries
         self.names = {"__getattr__"}  # all names that the code uses
         self.texts: set[str] = set()  # all strings that the code holds
+        self.paths: set[str] = set()  # the paths that it holds, and the folders of its modules
         self.imports: set[str] = set()  # the texts that may name a module
+        self.moved_parts: set[tuple[str, str]] = set()  # generators that were used since
 
     def observe(self, read: Callable[..., Any], *arguments: Any) -> Any:
         """Look something up so that `is_current` can look again."""
@@ -2139,7 +2269,7 @@ class _Walk:
                 self.references[id(value)] = (_hash_reference(self, value), value)
             return self.references[id(value)][0]
         # A cycle ends in a reference by distance. Finished values leave `unfinished`, so that
-        # sharing does not count. Values inside a cycle are walked once from each way into it.
+        # sharing does not count; inside a cycle each value is walked once.
         if id(value) in self.unfinished:
             depth = self.unfinished[id(value)][0]
             self.top = min(self.top, depth)
@@ -2188,6 +2318,7 @@ class _Walk:
         """Tell whether a module is installed, and count its version."""
         packages = _find_packages(module, file)
         if packages is None:
+            self.paths.add(os.path.dirname(str(file)))
             if str(file).endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
                 self.parts["extension", module] = _shorten_digest(_hash_path(str(file)))
             return False
@@ -2234,8 +2365,9 @@ def _find_layout(kind: type) -> _Layout:
             if _is_cached_property(type(member)):
                 ignored_names.add(member_name)
             if type(member) is types.MemberDescriptorType and "__slots__" in vars(base):
-                if describe is None and base_name not in _RULES:
-                    slots.setdefault(member_name, member)
+                slots.setdefault(member_name, member)
+                if describe is not None or base_name in _RULES:
+                    ignored_names.add(member_name)  # the rule covers it
         if describe is None and base_name in _RULES:
             name, rule = base_name, _RULES[base_name]
             describe = _describe_by(rule) if isinstance(rule, str) else rule
@@ -2280,6 +2412,8 @@ def _get_attributes(value: Any, layout: _Layout) -> dict[str, Any]:
 
 def _hash_attributes(walk: _Walk, attributes: dict[str, Any], layout: _Layout) -> bytes:
     """Hash the instance attributes that count; their order does not."""
+    if not attributes:
+        return _NO_ATTRIBUTES
     ignored_names = layout.ignored_names
     if "__wrapped__" in attributes:  # functools.wraps copies some that are not behaviour
         ignored_names = ignored_names | {_OPTIONS_ATTRIBUTE}
@@ -2315,7 +2449,7 @@ def _hash_value(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
 
 def _hash_container(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
     if id(value) in walk.memo or _is_plain(value):
-        if walk.is_in_code and len(value) < 10_000:
+        if walk.is_in_code:
             walk.texts.update(_find_texts(value))
         return walk.hash_once(value, _hash_plain)
     if kind is dict:
@@ -2385,6 +2519,7 @@ def _split_state(state: Any, attributes: dict[str, Any], layout: _Layout) -> tup
     return None, saved
 
 
+_NO_ATTRIBUTES = _hash_plain({})
 _NEW_OBJECT = copyreg.__newobj__  # type: ignore[attr-defined]
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition)
 # The content of a builtin type, which a subclass cannot hide.
@@ -2450,6 +2585,7 @@ def _describe_exception(walk: _Walk, value: Any) -> Any:
 
 def _describe_path(walk: _Walk, value: Any) -> Any:
     path = os.fspath(value)
+    walk.paths.add(path)
     if walk.is_in_code and os.path.isdir(path):
         return (path,)  # by name alone: it may hold the whole project, and the store
     digest = _hash_path(path)
@@ -2482,12 +2618,13 @@ def _describe_array(walk: _Walk, value: Any) -> Any:
 
 
 def _hash_array(array: Any) -> bytes:
-    """Hash the bytes of an array in C order; an array with gaps is copied piece by piece."""
+    """Hash the bytes of an array in memory order; one with gaps is copied piece by piece."""
     numpy = sys.modules["numpy"]
     content = hashlib.sha256()
-    rows = numpy.atleast_1d(numpy.asarray(array))
+    rows = numpy.asarray(array).squeeze()
     if rows.nbytes == 0:
         return content.digest()
+    rows = numpy.atleast_1d(rows.transpose(_find_memory_order(rows.shape, rows.strides)))
     rows_at_once = len(rows)
     if not rows.flags.c_contiguous:
         rows_at_once = 1 + (1 << 20) // rows[:1].nbytes
@@ -2619,7 +2756,7 @@ def _hash_tensor(value: Any) -> bytes:
 
 
 def _describe_type_adapter(walk: _Walk, value: Any) -> Any:
-    walk.names.add("get_type_hints")
+    walk.wanted.add("annotations")
     return (value._type, value._config)
 
 
@@ -2671,6 +2808,7 @@ _RULES: dict[str, str | Callable[[_Walk, Any], Any]] = {
     "operator.attrgetter": _describe_getter,
     "operator.methodcaller": _describe_getter,
     "enum.Enum": "_name_ _value_",
+    "builtins.sentinel": "__module__ __name__",  # Python 3.15
     "typing.TypeVar": "__name__",
     "typing.ParamSpec": "__name__",
     "typing.TypeVarTuple": "__name__",
@@ -2686,6 +2824,7 @@ _RULES: dict[str, str | Callable[[_Walk, Any], Any]] = {
     "weakref.WeakValueDictionary": lambda walk, x: [dict(x.items())],
     "_weakrefset.WeakSet": lambda walk, x: [set(x)],
     "pathlib.Path": _describe_path,
+    "pathlib.PurePath": lambda walk, x: [str(x)],
     "numpy.ndarray": _describe_array,
     "numpy.generic": _describe_array,
     "numpy.MaskedArray": lambda walk, x: [*_describe_array(walk, x), x.fill_value],
@@ -2745,8 +2884,8 @@ _IGNORED_ATTRIBUTES = {
     "numpy.ndarray": "_mmap filename offset mode",
     "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
     "numpy.vectorize": "_ufunc",
-    "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ",
-    "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ",
+    "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
+    "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ _is_copy _cacher",
     "pandas.Index": """_data _id _name _names _references _range _levels _codes sortorder
         _cache""",
     "pandas.ExtensionArray": "_ndarray _dtype _pa_array _data _mask _freq _readonly _cache",
@@ -2811,6 +2950,8 @@ def _hash_reference(walk: _Walk, value: Any) -> bytes:
         is_known = is_library and _is_importable(value, home)
     else:
         kind, name = "helper", value.__code__.co_qualname
+        if value.__code__.co_filename.startswith(("<string>", "<attrs")):
+            kind = "generated"  # such as __init__ of a dataclass: it changes with the class
         is_known = is_library and not (value.__closure__ or vars(value))
     if not is_library and not walk.is_in_code and "<" not in name:
         walk.sources["code", f"{home}:{name}"] = value
@@ -2840,14 +2981,13 @@ def _list_patches(cls: type) -> list[Any]:
     It returns the same list again as long as the class has as many members and still holds these.
     """
     spaces = [vars(base) for base in cls.__mro__ if base.__flags__ & 1 << 9]
-    size = sum(map(len, spaces))
+    registered = _list_relatives(cls, with_subclasses=False)
+    size = len(registered) + sum(map(len, spaces))
     known_size, places, patches = _patches.get(cls, (-1, [], []))
     if size == known_size and all(space.get(name) is x for space, name, x in places):
         return patches
     places = [(s, name, x) for s in spaces for name, x in s.items() if _is_patch(x)]
-    patches = [x for _, _, x in places]
-    if "_abc_impl" in vars(cls):
-        patches += filter(_is_patch, _list_relatives(cls, with_subclasses=False))
+    patches = [*[x for _, _, x in places], *filter(_is_patch, registered)]
     _patches[cls] = (size, places, patches)
     return patches
 
@@ -2865,8 +3005,16 @@ def _is_patch(member: Any) -> bool:
 def _get_global(space: dict[str, Any], name: str) -> Any:
     value = space.get(name, _MISSING)
     if type(value).__name__ == "lazy_import":  # Python 3.15
-        value = value.resolve()
+        try:
+            value = value.resolve()
+        except Exception as error:  # importing a module may raise anything
+            raise _Opaque(name) from error
     return value
+
+
+# A random generator changes whenever code uses it. For these we remember the first digest.
+_GENERATORS = _split("random.Random numpy.RandomState numpy.Generator torch.Generator")
+_first_digests: _Memo = {}
 
 
 def _hash_global(walk: _Walk, space: dict[str, Any], name: str) -> bytes:
@@ -2886,7 +3034,12 @@ def _hash_global(walk: _Walk, space: dict[str, Any], name: str) -> bytes:
         part = walk.claim("constant", str(space.get("__name__", "")), name)
         # Stored before the value is hashed, because the value may lead back to it.
         walk.globals[key] = _hash_bytes(_hash_plain(part), tag="part")
-        walk.parts[part] = _shorten_digest(walk.hash_held(value, f"constant {name}"))
+        digest = walk.hash_held(value, f"constant {name}")
+        walk.parts[part] = _shorten_digest(digest)
+        if not _GENERATORS.isdisjoint(map(_get_short_name, type(value).__mro__)):
+            _, first_digest = _first_digests.setdefault(id(value), (value, digest))
+            if digest != first_digest:
+                walk.moved_parts.add(part)
     return walk.globals[key]
 
 
@@ -2902,9 +3055,25 @@ def _list_members(walk: _Walk, value: Any) -> Iterator[tuple[str, Any]]:
     if "docstrings" in walk.features:
         yield "__doc__", walk.observe(getattr, value, "__doc__", None)
     if "annotations" in walk.features:
-        # Python 3.14 makes annotations on demand, by a function; we never evaluate them.
-        name = "__annotate__" if getattr(value, "__annotate__", None) else "__annotations__"
-        yield name, walk.observe(getattr, value, name, None)
+        yield "__annotations__", walk.observe(_get_annotations, value)
+
+
+def _hash_annotations(walk: _Walk, value: Any, space: dict[str, Any]) -> bytes:
+    """Hash what the annotations of a function or class name, if they are texts."""
+    digests: list[bytes] = []
+    if "annotations" in walk.features:
+        for text in _find_texts(_get_annotations(value)):
+            for name in sorted(_find_words(text) & space.keys()):
+                digests.append(_hash_global(walk, space, name))
+    return _hash_bytes(*digests, tag="annotations")
+
+
+def _get_annotations(value: Any) -> Any:
+    """Return the annotations, or the function that makes them on demand; never evaluate them."""
+    if isinstance(value, type):  # looked up in the class itself, they would be added to it
+        space = vars(value)
+        return space.get("__annotate_func__") or space.get("__annotations__")
+    return getattr(value, "__annotate__", None) or value.__annotations__
 
 
 def _get_names(function: Any) -> str:
@@ -2925,7 +3094,7 @@ def _hash_function(walk: _Walk, function: Any) -> bytes:
     if packages is None:
         body = _read_body(code)
         _follow_body(walk, body, function.__globals__)
-        digests = [body.digest]
+        digests = [body.digest, _hash_annotations(walk, function, function.__globals__)]
         if "docstrings" in walk.features:
             digests += body.docstrings
         for name in sorted(body.global_names):
@@ -2933,18 +3102,19 @@ def _hash_function(walk: _Walk, function: Any) -> bytes:
     else:
         digests = [_hash_plain((_find_home(function)[0], code.co_qualname))]
         if packages:
-            walk.names.add("get_type_hints")  # it may act by the annotations of others
+            walk.wanted.add("annotations")  # it may act by those of others
     # A name that was set by hand can be seen: pandas names columns by it.
     names = walk.observe(_get_names, function)
     if names != f"{code.co_name} {code.co_qualname}":
         digests.append(_hash_plain(names))
     for kind, name, value in _list_held(walk, function, code):
-        if name == "__classdict__" or packages is not None and name in _LIBRARY_CACHES:
+        if name == "__classdict__" or (packages is not None and name in _LIBRARY_CACHES):
             continue
         digest = walk.hash_held(value, f"{kind} {name}")
-        digests += [_hash_plain((kind, name)), digest]
-        if function is walk.root:
+        if function is walk.root:  # a part of its own
             walk.parts[kind, name] = _shorten_digest(digest)
+        else:
+            digests += [_hash_plain((kind, name)), digest]
     return _hash_bytes(*digests, tag="function")
 
 
@@ -2970,6 +3140,8 @@ def _hash_class(walk: _Walk, cls: type[Any]) -> bytes:
     """Hash a class: metaclass, bases, attributes, and the classes that it knows."""
     bases = walk.observe(getattr, cls, "__bases__")
     digests = [walk.hash(base) for base in (type(cls), *bases)]
+    space = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+    digests.append(_hash_annotations(walk, cls, space))
     facts, library_names = _find_project_facts(cls)
     for name, value in (*facts.items(), *_list_members(walk, cls)):
         if name not in library_names:
@@ -2979,9 +3151,7 @@ def _hash_class(walk: _Walk, cls: type[Any]) -> bytes:
     walk.observe(lambda: len(_list_relatives(cls, with_subclasses)))
     digests += map(walk.hash, _list_relatives(cls, with_subclasses))
     if any(_find_packages(*_find_home(base)) for base in (type(cls), *cls.__mro__)):
-        walk.names.add("get_type_hints")  # the base of a library may act by annotations
-        space = getattr(sys.modules.get(cls.__module__), "__dict__", {})
-        walk.spaces[id(space)] = space
+        walk.wanted.add("annotations")  # the base of a library may act by them
     return _hash_bytes(*digests, tag="class")
 
 
@@ -2998,6 +3168,30 @@ def _list_relatives(cls: type[Any], with_subclasses: bool) -> list[type]:
     return relatives
 
 
+def _list_fields(cls: type[Any], label: str) -> _Parts:
+    """List the defaults of a class as parts, for reasons such as ``class Config: seed 7 → 8``.
+
+    The class counts with all that it holds. These parts name what has changed: numbers are written
+    out, texts are not, because they may be credentials.
+    """
+    space = vars(cls)
+    declarations = [*space.get("__dataclass_fields__", {}).items()]
+    declarations += space.get("__pydantic_fields__", {}).items()
+    declarations += [(field.name, field) for field in space.get("__attrs_attrs__", ())]
+    fields = {name: field.default for name, field in declarations}
+    for name, value in space.items():
+        fields.setdefault(name, value)
+    fields |= space.get("_field_defaults", {})  # of a named tuple
+    parts = {}
+    for name, value in fields.items():
+        if type(value) in _SCALARS and not name.startswith("__"):
+            text = repr(value)
+            if isinstance(value, str | bytes):
+                text = f"#{_shorten_digest(_hash_plain(value))}"
+            parts["field", f"{label}.{name}"] = text
+    return parts
+
+
 def _find_project_facts(cls: type[Any]) -> tuple[dict[str, Any], Collection[str]]:
     """Return what the project wrote into a class, and the names that a library writes into it."""
     space = vars(cls)
@@ -3007,7 +3201,7 @@ def _find_project_facts(cls: type[Any]) -> tuple[dict[str, Any], Collection[str]
         facts: dict[str, Any] = {"generic": space.get("__pydantic_generic_metadata__")}
         for name, field in space["__pydantic_fields__"].items():
             facts[f"field {name}"] = ({**field._attributes_set, "annotation": ""}, field.metadata)
-            if "__annotations__" not in space and "__annotate_func__" not in space:
+            if not _get_annotations(cls):
                 facts[f"type {name}"] = field.annotation
         for kind in type(space["__pydantic_decorators__"]).__dataclass_fields__:
             group = getattr(space["__pydantic_decorators__"], kind)
@@ -3065,14 +3259,22 @@ def _follow_body(walk: _Walk, body: _Body, space: dict[str, Any]) -> None:
 
 
 def _follow_texts(walk: _Walk) -> None:
-    """Count the modules that texts name, if the code imports modules by name."""
+    """Count the modules that texts name, if the code gets modules by name."""
     if _IMPORTERS.isdisjoint(walk.names):
         return
-    for text in sorted(walk.texts):
-        if all(map(str.isidentifier, text.split("."))) and text not in walk.imports:
-            walk.imports.add(text)
+    for text in sorted(walk.texts - walk.imports):
+        walk.imports.add(text)
+        if text in sys.modules or _is_module(text):
             for name in itertools.accumulate(text.split("."), "{}.{}".format):
                 _follow_import(walk, name)
+
+
+@functools.lru_cache(10_000)
+def _is_module(name: str) -> bool:
+    try:
+        return all(map(str.isidentifier, name.split("."))) and _find_spec(name) is not None
+    except Exception:  # a finder may raise anything
+        return False
 
 
 def _follow_import(walk: _Walk, name: str) -> None:
@@ -3105,18 +3307,17 @@ def _find_words_of_code(walk: _Walk) -> set[str]:
 
 def _hash_members(walk: _Walk, space: dict[str, Any]) -> bytes:
     """Hash the members of a module that the code may use."""
-    names = walk.names & space.keys()
-    if not _TEXT_READERS.isdisjoint(walk.names):
-        names |= _find_words_of_code(walk) & space.keys()
+    names = set(walk.names)
+    if not _TEXT_READERS.isdisjoint(names):
+        names |= _find_words_of_code(walk)
+    if "__annotations__" in names and "__annotate__" in space:  # it makes them on demand
+        names = (names - {"__annotations__"}) | {"__annotate__"}
+    names &= space.keys()
     if not _REFLECTION.isdisjoint(walk.names):
         kinds = (*_CODE_TYPES, functools.partial, functools._lru_cache_wrapper)
         for name, value in space.items():
             if isinstance(value, kinds) and not name.startswith("__"):
                 names.add(name)
-    if "annotations" in walk.features:
-        names |= {"__annotate__", "__annotations__"} & space.keys()
-        if "__annotate__" in space:
-            names -= {"__annotations__"}  # made on demand
     digests: list[bytes] = []
     for name in sorted(names):
         digests += [_hash_plain(name), _hash_global(walk, space, name)]
@@ -3136,9 +3337,14 @@ def _walk_queue(walk: _Walk) -> None:
             hash_code = _hash_class if isinstance(value, type) else _hash_function
             try:
                 walk.parts[part] = _shorten_digest(hash_code(walk, value))
-            except _Opaque as error:
+                if isinstance(value, type):
+                    walk.parts |= _list_fields(value, part[1])
+            except RecursionError:
+                raise
+            except Exception as error:  # a metaclass may raise anything
                 label = part[1] if value is walk.root else " ".join(part)
-                raise _Opaque(label, *error.args) from error
+                names = error.args if isinstance(error, _Opaque) else ()
+                raise _Opaque(label, *names) from error
         _follow_texts(walk)
         for space in list(walk.libraries.values()):
             for name in walk.names & space.keys():
@@ -3174,13 +3380,19 @@ def _walk(memo: _Memo, start: Callable[[_Walk], bytes]) -> tuple[_Walk, bytes]:
         try:
             digest = start(walk)
             _walk_queue(walk)
+        except _Opaque:
+            raise
         except RecursionError as error:
             raise _Opaque("nested too deeply") from error
+        except Exception as error:  # e.g. the class of a class cannot be hashed
+            raise _Opaque(type(error).__name__) from error
         words = walk.names | _find_words_of_code(walk)
-        wanted = {name for name, readers in _FEATURES.items() if not readers.isdisjoint(words)}
-        if wanted <= features:
+        for name, readers in _FEATURES.items():
+            if not readers.isdisjoint(words):
+                walk.wanted.add(name)
+        if walk.wanted <= features:
             return walk, digest
-        features |= wanted
+        features |= walk.wanted
 
 
 # The functions that other rooms use
@@ -3196,19 +3408,23 @@ def _fingerprint(value: object) -> str:
     Functions and classes of the project count with their code, installed ones by version. Raises
     `_Opaque` if a value has no content to count, like a lock, a connection or a generator.
     """
+    return _fingerprint_with_walk(value)[0]
+
+
+def _fingerprint_with_walk(value: object) -> tuple[str, _Walk]:
     walk, digest = _walk({}, lambda walk: walk.hash(value))
-    return _hash_bytes(digest, _hash_parts(walk.parts), tag="value").hex()
+    return _hash_bytes(digest, _hash_parts(walk.parts), tag="value").hex(), walk
 
 
 def _fingerprint_with_sources(value: object) -> tuple[str, list[_Source]]:
     """Return the fingerprint of a value, and what it depends on outside of the value."""
-    walk, digest = _walk({}, lambda walk: walk.hash(value))
+    text, walk = _fingerprint_with_walk(value)
     sources: list[_Source] = []
     for (kind, name), fingerprint in walk.sources.items():
         if kind == "code":
             fingerprint = _fingerprint(fingerprint)
         sources.append(_SOURCE_TYPES[kind](name, fingerprint))
-    return _hash_bytes(digest, _hash_parts(walk.parts), tag="value").hex(), sources
+    return text, sources
 
 
 class _CodeMemo:
@@ -3239,6 +3455,15 @@ class _CodeMemo:
             digest = _hash_parts(walk.parts).hex()
             self._walks[id(function)] = (function, walk, digest)
             return walk.parts, digest
+
+    def find_texts(self, function: Callable[..., Any]) -> set[str]:
+        """Return the texts and paths that the code holds, after `find_parts`."""
+        walk = self._walks[id(function)][1]
+        return walk.texts | walk.paths
+
+    def find_moved_parts(self, function: Callable[..., Any]) -> set[tuple[str, str]]:
+        """Return the random generators that were used in this process, after `find_parts`."""
+        return self._walks[id(function)][1].moved_parts
 
 
 ########################################################################################
@@ -3271,9 +3496,7 @@ _MEMO_SIZE = 4096  # decoded entries in memory
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A store of dagkit: delete it at will.\n"
 _FOLDERS = ("entries", "values", "tmp")
 _OUR_NAMES = {*_FOLDERS, "locks", "runs.jsonl", "CACHEDIR.TAG", ".gitignore"}
-_HEX_NAME = re.compile("[0-9a-f]{64}")
-_PLAIN_NAME = re.compile("[a-z0-9_]{1,100}")
-_DEVICE_NAME = re.compile("aux|con|nul|prn|com[0-9]|lpt[0-9]")  # on Windows
+_PLAIN_NAME = r"(?!(aux|con|nul|prn|com[0-9]|lpt[0-9])\Z)[a-z0-9_]{1,100}"  # not a Windows device
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these
 _NO_BLOCK = getattr(os, "O_NONBLOCK", 0)  # a pipe instead of a file must not block us
 
@@ -3292,10 +3515,7 @@ class _DamageError(Exception):
 class _Handle:
     """A value that is not in memory; it can be loaded and has a fingerprint."""
 
-    @property
-    def where(self) -> str:
-        """Where the value lies, for messages."""
-        return "elsewhere"
+    where = "elsewhere"  # where the value lies, for messages
 
     @property
     def fingerprint(self) -> str:
@@ -3314,6 +3534,11 @@ class _Handle:
         return f"<value {self.where}>"
 
 
+def _load_value(value: Any) -> Any:
+    """Load a value if it is not in memory."""
+    return value.load() if isinstance(value, _Handle) else value
+
+
 # Entries
 
 
@@ -3330,9 +3555,7 @@ class _StoredValue(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """The fingerprint; "" if the value is opaque."""
-        if self.culprit is None:
-            return self.content_hash
-        return ""
+        return self.content_hash if self.culprit is None else ""
 
     @property
     def has_file(self) -> bool:
@@ -3349,7 +3572,7 @@ class _StoredValue(NamedTuple):
         return sum(map(_pad, self.sizes))
 
 
-@dataclass(slots=True)
+@dataclass(repr=False)
 class _Entry:
     """What is known of one result: of a step, or of one element of a mapped step."""
 
@@ -3386,7 +3609,7 @@ def _encode_entry(entry: _Entry, signing_key: bytes) -> bytes:
     for name, value in entry.values.items():
         values[name] = [*value[:-1], value.pickle is not None]
         pickles.append(value.pickle or b"")
-    facts = {name: getattr(entry, name) for name in _Entry.__slots__}
+    facts = dict(vars(entry))
     facts["parts"] = [(*part, digest) for part, digest in entry.parts.items()]
     facts["values"] = values
     facts["sources"] = [(source.kind, source.name, source.fingerprint) for source in entry.sources]
@@ -3448,8 +3671,80 @@ def _pickle_value(value: Any) -> list[memoryview]:
         buffers.append(view)
         return False
 
-    pickle.Pickler(stream, protocol=5, buffer_callback=keep_in_stream).dump(value)
+    _Pickler(stream, protocol=5, buffer_callback=keep_in_stream).dump(value)
     return [stream.getbuffer(), *buffers]
+
+
+# What is not an attribute of an instance, and not in its pickle either.
+_UNPICKLED_NAMES = {
+    "builtins.BaseException": ("__cause__", "__context__", "__suppress_context__"),
+    "torch.Tensor": ("grad",),
+}
+
+
+class _Pickler(pickle.Pickler):
+    """Also saves the attributes that a class leaves out of its pickles."""
+
+    def reducer_override(self, value: Any) -> Any:
+        kind: Any = type(value)
+        names = _find_unpickled_names(kind)
+        if names is None or isinstance(value, type):
+            return NotImplemented
+        layout = _find_layout(kind)
+        attributes = _get_attributes(value, layout)
+        for name in names:
+            if getattr(value, name) is not None:
+                attributes[name] = getattr(value, name)
+        reduce = copyreg.dispatch_table.get(kind)
+        pieces: Any = reduce(value) if reduce else value.__reduce_ex__(5)
+        if not attributes or isinstance(pieces, str) or len(pieces) == 6:
+            return NotImplemented
+        function, arguments, state, items, pairs = (*pieces, None, None, None)[:5]
+        saved: dict[str, Any] = {}
+        for mapping in state if type(state) is tuple else (state,):
+            if type(mapping) is dict:
+                saved.update(mapping)
+        unsaved = {}
+        for name, attribute in attributes.items():
+            is_ignored = name in layout.ignored_names or "*" in layout.ignored_names
+            if not (is_ignored or isinstance(attribute, _LOCKS) or saved.get(name) is attribute):
+                unsaved[name] = attribute
+        if not unsaved:
+            return NotImplemented
+        return function, arguments, (state, unsaved), items, pairs, _set_state
+
+
+@functools.cache
+def _find_unpickled_names(kind: type) -> tuple[str, ...] | None:
+    """Return what `_UNPICKLED_NAMES` says of a type; None if its pickles hold all attributes.
+
+    We trust the classes of libraries to leave out only what they can compute again.
+    """
+    for base in kind.__mro__:
+        if _get_short_name(base) in _UNPICKLED_NAMES:
+            return _UNPICKLED_NAMES[_get_short_name(base)]
+    methods = ("__reduce__", "__reduce_ex__", "__getstate__")
+    is_default = all(getattr(kind, name) is getattr(object, name) for name in methods)
+    if is_default and kind not in copyreg.dispatch_table:
+        return None
+    has_attributes = kind.__dictoffset__ or _find_layout(kind).slots
+    if has_attributes and _find_packages(*_find_home(kind)) is None:
+        return ()
+    return None
+
+
+def _set_state(value: Any, states: tuple[Any, dict[str, Any]]) -> None:
+    """Set the state of an unpickled object as pickle does, then the attributes it leaves out."""
+    state, attributes = states
+    if hasattr(value, "__setstate__"):
+        if state is not None:
+            value.__setstate__(state)
+    else:
+        for mapping in state if type(state) is tuple else (state,):
+            for name, attribute in (mapping or {}).items():
+                object.__setattr__(value, name, attribute)
+    for name, attribute in attributes.items():
+        object.__setattr__(value, name, attribute)
 
 
 def _hash_pieces(value: Any, pieces: Sequence[memoryview]) -> tuple[_StoredValue, list[_Source]]:
@@ -3483,9 +3778,10 @@ def _read_value(path: str, value: _StoredValue) -> Any:
     with _open_file(path) as file:
         if os.fstat(file.fileno()).st_size != value.file_size:
             raise _DamageError("it has the wrong size")
-        if value.file_size >= _LARGE:
-            # A page is read when it is first used, and copied when it is first written to.
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        if value.file_size >= _LARGE:  # a page is read at its first use, copied at its first change
+            from mmap import ACCESS_COPY, mmap
+
+            data = memoryview(mmap(file.fileno(), 0, access=ACCESS_COPY))
         else:
             data = memoryview(bytearray(value.file_size))
             file.readinto(data)
@@ -3544,17 +3840,14 @@ def _pad(size: int) -> int:
 def _locate_signing_key() -> str:
     path = os.path.expanduser("~/.local/share/dagkit/key")
     if not os.path.isabs(path):
-        raise OSError("there is no home folder for the signing key; set DAGKIT_KEY")
+        raise OSError("there is no home folder for the signing key: set HOME or DAGKIT_KEY")
     return path
 
 
 def _read_signing_key() -> bytes:
     """Return the 32 bytes that sign the entries of this user; make them if there are none.
 
-    Raises
-    ------
-    OSError
-        If there is no home folder, if others can read the key, or if it is damaged.
+    Raises OSError if there is no home folder, if others can read the key, or if it is damaged.
     """
     if shared_key := os.environ.get("DAGKIT_KEY"):
         return hashlib.sha256(os.fsencode(shared_key)).digest()
@@ -3653,35 +3946,18 @@ if hasattr(os, "register_at_fork"):
 # The folder
 
 
-class _FileFacts(NamedTuple):
-    """A file of the store: an entry, a value or a temporary file."""
-
-    path: str
-    size: int
-    written: int  # ns since the epoch
-    used: float  # seconds since the epoch
-
-
 class _StoreFolder:
-    """The folder of a store: checked before each use, made when something is to be written.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path without symbolic links. A link that appears in it later is not followed.
-    """
+    """The folder of a store: checked before each use, made when something is to be written."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = path  # absolute; no symbolic link that appears in it later is followed
         self.signing_key = b""
         self.entry_folder = ""  # folder of the entries that our key has signed
         self._identity: tuple[int, ...] | None = None  # of the folder when it was checked
         self._is_complete = False
-        self._warned_kinds: set[str] = set()
-
-    def begin_run(self) -> None:
-        """Allow one warning of each kind again."""
-        self._warned_kinds.clear()
+        self.warned_kinds: dict[str, object] = {}
+        self._lock = threading.Lock()
+        self.is_default = False  # whether the user did not choose it
 
     def open(self, create: bool = False) -> bool:
         """Return whether the folder can be used; if it is unfit, a warning says why."""
@@ -3690,23 +3966,30 @@ class _StoreFolder:
             if identity is None and not create:
                 return False
             if identity is None or identity != self._identity:
-                self._identity = None
-                self.signing_key = _read_signing_key()
-                key_id = hashlib.sha256(_FORMAT + self.signing_key).hexdigest()[:8]
-                self.entry_folder = f"{self.path}/entries/{key_id}"
-                if identity is None:
-                    os.makedirs(self.path, 0o700, exist_ok=True)
-                    identity = self._identify()
-                self._check()
-                self._warn_of_other_keys(key_id)
-                self._identity = identity
-                self._is_complete = False
+                with self._lock:
+                    self._begin(identity)
             if create and not self._is_complete:
                 self.make_folders()
         except OSError as error:
             self.warn("folder", f"the store {self.path} is not used: {error}")
             return False
         return True
+
+    def _begin(self, identity: tuple[int, ...] | None) -> None:
+        """Read the key, make the folder if it is not there, and check it."""
+        if identity is not None and identity == self._identity:
+            return  # another thread has done it
+        self._identity = None
+        self.signing_key = _read_signing_key()
+        key_id = hashlib.sha256(_FORMAT + self.signing_key).hexdigest()[:8]
+        self.entry_folder = f"{self.path}/entries/{key_id}"
+        if identity is None:
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            identity = self._identify()
+        self._check()
+        self._warn_of_other_keys(key_id)
+        self._identity = identity
+        self._is_complete = False
 
     def _identify(self) -> tuple[int, ...] | None:
         """Return the facts that must not change from one use to the next; None without a folder."""
@@ -3734,7 +4017,7 @@ class _StoreFolder:
         if not names <= _OUR_NAMES and not self.has_tag():
             raise OSError("it holds other files; choose a new or an empty folder")
         for folder in self._list_folders():
-            _refuse_link(folder)
+            self.refuse_links(folder)
 
     def _warn_of_other_keys(self, key_id: str) -> None:
         """Warn if there are results, but none that our key has signed."""
@@ -3755,13 +4038,15 @@ class _StoreFolder:
             self.warn("key", f"{text}. They are ignored, and their steps run again")
 
     def make_folders(self) -> None:
-        """Make what is missing of the folder."""
         for folder in [self.path, *self._list_folders()]:
             self.make_folder(folder)
-            _refuse_link(folder)
+            self.refuse_links(folder)
         if not self.has_tag():
             if not os.environ.get("DAGKIT_KEY"):
                 os.chmod(self.path, 0o700)  # the user may have made it
+            if self.is_default and sys.stderr is not None:
+                # In another working folder, the results of the last one are not found.
+                print(f"dagkit: results are stored in the new folder {self.path}", file=sys.stderr)
             for name, text in ((".gitignore", b"*\n"), ("CACHEDIR.TAG", _TAG)):
                 with _NewFile(self, f"{self.path}/{name}") as file:
                     file.write(text)
@@ -3771,13 +4056,26 @@ class _StoreFolder:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, self.get_mode(0o700))
 
+    def refuse_links(self, folder: str) -> None:
+        """Raise OSError if a folder of the store, or one above it, has become a symbolic link."""
+        while len(folder) > len(self.path):
+            if os.path.islink(folder):
+                raise OSError(f"{folder} is a symbolic link")
+            folder = os.path.dirname(folder)
+
+    def remove_file(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            self.refuse_links(os.path.dirname(path))
+            os.unlink(path)
+
     def _list_folders(self) -> list[str]:
         return [f"{self.path}/{name}" for name in _FOLDERS] + [self.entry_folder]
 
     def get_mode(self, mode: int) -> int:
         """Return the mode of a new file or folder: ours alone, or with a shared key the store's."""
-        if self._identity is not None and os.environ.get("DAGKIT_KEY"):
-            mode |= self._identity[2] & (mode >> 3 | mode >> 6)
+        identity = self._identity  # another thread may change it
+        if identity is not None and os.environ.get("DAGKIT_KEY"):
+            mode |= identity[2] & (mode >> 3 | mode >> 6)
         return mode
 
     def has_tag(self) -> bool:
@@ -3785,29 +4083,30 @@ class _StoreFolder:
             return _read_file(f"{self.path}/CACHEDIR.TAG") == _TAG
         return False
 
-    def list_files(self, *folders: str) -> list[_FileFacts]:
-        """Return the files of some of our folders, without those that somebody else put there."""
-        files: list[_FileFacts] = []
+    def list_files(self, *folders: str) -> dict[str, os.stat_result]:
+        """Map the paths of the files in some of our folders to their status; skip foreign files."""
+        files: dict[str, os.stat_result] = {}
         if not (self.open() and self.has_tag()):
             return files
         for folder in folders:
             top = os.path.join(self.path, folder)
-            if os.path.islink(top):
+            try:
+                self.refuse_links(top)
+            except OSError:
                 continue
             for parent, _, names in os.walk(top):
-                for name in filter(_HEX_NAME.fullmatch, names):
+                for name in names:
                     path = f"{parent}/{name}"
                     with contextlib.suppress(OSError):  # another process has deleted it
                         status = os.lstat(path)
-                        if stat.S_ISREG(status.st_mode):
-                            used = max(status.st_atime, status.st_mtime)
-                            files.append(_FileFacts(path, status.st_size, status.st_mtime_ns, used))
+                        if stat.S_ISREG(status.st_mode) and re.fullmatch("[0-9a-f]{64}", name):
+                            files[path] = status
         return files
 
     def warn(self, kind: str, text: str) -> None:
         """Warn, once a run for each kind of trouble."""
-        if kind not in self._warned_kinds:
-            self._warned_kinds.add(kind)
+        token = object()
+        if self.warned_kinds.setdefault(kind, token) is token:  # atomic: threads may fail at once
             _warn(text)
 
 
@@ -3821,6 +4120,7 @@ class _NewFile:
         self.path = path  # may be set in the block; without a path the file is dropped
         self._folder = folder
         self._temporary_path = f"{folder.path}/tmp/{os.urandom(32).hex()}"
+        folder.refuse_links(f"{folder.path}/tmp")
         if not os.path.isdir(f"{folder.path}/tmp"):  # somebody has deleted it
             folder.make_folders()
         self._file = _open_file(self._temporary_path, "x", folder.get_mode(0o600))
@@ -3845,13 +4145,16 @@ class _NewFile:
 
     def _move(self) -> None:
         folder = os.path.dirname(self.path)
-        _refuse_link(folder)
+        self._folder.refuse_links(folder)
         try:
-            os.replace(self._temporary_path, self.path)
+            _replace_file(self._temporary_path, self.path)
         except FileNotFoundError:  # the first file of its folder
-            self._folder.make_folders()
-            self._folder.make_folder(folder)
-            os.replace(self._temporary_path, self.path)
+            try:
+                self._folder.make_folder(folder)
+            except FileNotFoundError:  # somebody has deleted the folder above it
+                self._folder.make_folders()
+                self._folder.make_folder(folder)
+            _replace_file(self._temporary_path, self.path)
 
 
 def _open_file(path: str, mode: str = "r", permissions: int = 0o600) -> io.FileIO:
@@ -3871,6 +4174,15 @@ def _read_file(path: str) -> bytes:
         return file.read() or b""  # of a pipe it is None
 
 
+def _replace_file(new_path: str, path: str) -> None:
+    for _ in range(10):
+        try:
+            return os.replace(new_path, path)
+        except PermissionError:  # on Windows, while another process reads the old file
+            time.sleep(0.01)
+    os.replace(new_path, path)
+
+
 def _remove_file(path: str) -> bool:
     """Delete a file; return whether it is this call that has deleted it."""
     try:
@@ -3880,9 +4192,8 @@ def _remove_file(path: str) -> bool:
     return True
 
 
-def _refuse_link(path: str) -> None:
-    if os.path.islink(path):
-        raise OSError(f"{path} is a symbolic link")
+def _find_last_use(status: os.stat_result) -> float:
+    return max(status.st_atime, status.st_mtime)
 
 
 def _touch(path: str, status: os.stat_result) -> None:
@@ -3923,14 +4234,14 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        is_default = path is None and not os.environ.get("DAGKIT_STORE")
         if path is None:
             path = os.environ.get("DAGKIT_STORE") or ".dagkit"
-        text = path
-        if isinstance(path, os.PathLike):
-            text = os.fspath(path)
-        if not isinstance(text, str) or not text or "\0" in text:
-            raise StepError(f"a store needs the path of a folder, not {path!r}")
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not _is_path_text(text) or not text:
+            raise StepError(f"a store needs the path of a folder, not {_summarize(path)}")
         self.__setstate__(os.path.realpath(os.path.expanduser(text)))
+        self._folder.is_default = is_default
 
     def __repr__(self) -> str:
         return f"Store({self.path!r})"
@@ -3943,6 +4254,7 @@ class Store:
         self._folder = _StoreFolder(path)
         self._entries: dict[str, tuple[tuple[int, ...], _Entry]] = {}  # path -> file stamp, entry
         self._newest: dict[str, tuple[int, _Entry | None]] = {}  # folder -> its stamp, entry
+        self._damaged_paths: set[str] = set()  # of entries that were deleted, for plans
 
     def size(self) -> int:
         """Return the size of all results on disk in bytes.
@@ -3952,7 +4264,8 @@ class Store:
         >>> Store("/nowhere").size()
         0
         """
-        return sum(file.size for file in self._folder.list_files("entries", "values"))
+        files = self._folder.list_files("entries", "values")
+        return sum(status.st_size for status in files.values())
 
     def clear(self, step: str | None = None) -> int:
         """Delete the results of a step, or of all steps.
@@ -3980,19 +4293,19 @@ class Store:
         0
         """
         if step is not None and not isinstance(step, str):
-            raise TypeError(f"clear(step=) must be the name of a step, not {step!r}")
+            raise TypeError(f"clear(step=) must be the name of a step, not {_summarize(step)}")
         count = 0
         # Folders stay: another process may be about to rename a file into one of them.
         if step is None:
-            for file in self._folder.list_files("entries"):
-                count += _remove_file(file.path)
-            for file in self._folder.list_files("values"):
-                _remove_file(file.path)
+            for path in self._folder.list_files("entries"):
+                count += _remove_file(path)
+            for path in self._folder.list_files("values"):
+                _remove_file(path)
         elif self._open():
-            for file in self._folder.list_files(self._locate_step(step)):
+            for path in self._folder.list_files(self._locate_step(step)):
                 with contextlib.suppress(OSError, _DamageError):
-                    self._delete_values(self._read_entry(file.path))
-                count += _remove_file(file.path)
+                    self._delete_values(self._read_entry(path))
+                count += _remove_file(path)
         self._entries.clear()
         self._newest.clear()
         return count
@@ -4033,24 +4346,24 @@ class Store:
         _check_limit("older_than", "a timedelta or a number of seconds", older_than)
         now = time.time()
         files = self._folder.list_files("entries", "values")
-        files.sort(key=lambda file: file.used)
         excess = 0.0
         if max_bytes is not None:
-            excess = sum(file.size for file in files) - max_bytes
+            excess = sum(status.st_size for status in files.values()) - max_bytes
         freed = 0
-        for file in files:
-            is_old = older_than is not None and file.used < now - older_than
-            if (is_old or freed < excess) and _remove_file(file.path):
-                freed += file.size
-        for file in self._folder.list_files("tmp"):
-            if file.used < now - _LEFTOVER_AGE:
-                _remove_file(file.path)
+        for path, status in sorted(files.items(), key=lambda item: _find_last_use(item[1])):
+            is_old = older_than is not None and now - _find_last_use(status) > older_than
+            if (is_old or freed < excess) and _remove_file(path):
+                freed += status.st_size
+        for path, status in self._folder.list_files("tmp").items():
+            if _find_last_use(status) < now - _LEFTOVER_AGE:
+                _remove_file(path)
         return freed
 
     # For runs
 
     def _begin_run(self) -> None:
-        self._folder.begin_run()
+        """Allow one warning of each kind again."""
+        self._folder.warned_kinds.clear()
 
     def _open(self, create: bool = False) -> bool:
         """Return whether the folder can be used, and with ``create`` make it.
@@ -4091,8 +4404,11 @@ class Store:
         return None
 
     def _has_entry_file(self, step_name: str, key: str) -> bool:
-        """Return whether there is an entry, even if its values were deleted."""
-        return self._open() and os.path.lexists(self._locate_entry(step_name, key))
+        """Return whether there is an entry, or was until it proved damaged."""
+        if not self._open():
+            return False
+        path = self._locate_entry(step_name, key)
+        return path in self._damaged_paths or os.path.lexists(path)
 
     def _find_newest(self, step_name: str) -> _Entry | None:
         """Return the entry of a step that was written last, whatever its key.
@@ -4112,28 +4428,23 @@ class Store:
             return memo[1]
         newest = None
         files = self._folder.list_files(folder)
-        for file in sorted(files, key=lambda file: file.written, reverse=True):
+        for path in sorted(files, key=lambda path: files[path].st_mtime_ns, reverse=True):
             try:
-                newest = self._read_entry(file.path)
+                newest = self._read_entry(path)
                 break
             except OSError:  # another process has deleted it
                 continue
             except _DamageError as error:
-                self._discard(file.path, error)
+                self._discard(path, error)
         self._newest[folder] = (stamp, newest)
         return newest
 
     def _save(self, entry: _Entry, values: Mapping[str, Any]) -> bool:
         """Store values, then their entry; return whether that was possible. A warning says why not.
 
-        Parameters
-        ----------
-        entry : _Entry
-            Complete but for ``values`` and ``created``, which are set here. Sources and metrics of
-            the values are added to those that it has.
-        values : mapping
-            Name -> value of the step or of each output. A `_Handle` lies elsewhere: only its
-            fingerprint is stored.
+        The names are those of the step or of its outputs. A value that is a `_Handle` lies
+        elsewhere: only its fingerprint is stored. The entry gets ``values`` and ``created``, and
+        the sources and metrics of the values beside those that it has.
         """
         if not self._open(create=True):
             return False
@@ -4150,10 +4461,9 @@ class Store:
                 file.write(_encode_entry(entry, self._folder.signing_key))
             folder = os.path.dirname(path)
             self._newest[folder] = (os.stat(folder).st_mtime_ns, entry)
+            self._damaged_paths.discard(path)
         except Exception as error:  # of the disk, or of a class whose code pickling runs
-            kind = f"value of {entry.step}"
-            if isinstance(error, OSError):
-                kind = "disk"
+            kind = "disk" if isinstance(error, OSError) else f"value of {entry.step}"
             text = f"the result of step '{entry.step}' cannot be stored in {self.path}: "
             self._folder.warn(kind, text + _describe_error(error))
             return False
@@ -4203,17 +4513,21 @@ class Store:
                 self._folder.warn("read", text + _describe_error(error))
             raise _DamageError(str(error), entry.key, entry.step) from error
 
-    def _make_handles(self, entry: _Entry) -> dict[str, _StoredHandle]:
+    def _make_handles(self, entry: _Entry) -> dict[str, _Handle]:
         """Return handles of the values of an entry; of a step with outputs, of the whole too."""
-        names = dict.fromkeys([entry.step, *entry.values])
-        return {name: _StoredHandle(self, entry, name) for name in names}
+        handles: dict[str, _Handle] = {}
+        for name in entry.values:
+            handles[name] = _StoredHandle(self, entry, name)
+        if entry.step not in handles:
+            handles[entry.step] = _TupleHandle(list(handles.values()))
+        return handles
 
     def _check_file(self, value: _StoredValue, touch: bool) -> None:
         """Raise FileNotFoundError or `_DamageError` if the file of a value is absent or cut."""
         path = self._locate_value(value)
         status = os.lstat(path)
         if status.st_size != value.file_size:
-            _remove_file(path)
+            self._folder.remove_file(path)
             raise _DamageError("one of its values has the wrong size")
         if touch:
             _touch(path, status)
@@ -4221,12 +4535,13 @@ class Store:
     def _delete_values(self, entry: _Entry) -> None:
         for value in entry.values.values():
             if value.has_file:
-                _remove_file(self._locate_value(value))
+                self._folder.remove_file(self._locate_value(value))
 
     def _discard(self, path: str, error: Exception) -> None:
         """Delete an entry that is damaged, with a warning."""
+        self._damaged_paths.add(path)
         if self._open():
-            _remove_file(path)
+            self._folder.remove_file(path)
         reason = str(error)
         if not isinstance(error, _DamageError):
             reason = _describe_error(error)
@@ -4244,7 +4559,7 @@ class Store:
         A hash tells names apart that differ in upper and lower case only, that are very long, or
         that Windows reserves.
         """
-        if _PLAIN_NAME.fullmatch(step_name) and not _DEVICE_NAME.fullmatch(step_name):
+        if re.fullmatch(_PLAIN_NAME, step_name):
             return f"{self._folder.entry_folder}/{step_name}"
         readable = re.sub("[^a-z0-9_]", "_", step_name.lower())[:40]
         digits = hashlib.sha256(step_name.encode(errors="surrogatepass")).hexdigest()[:8]
@@ -4259,9 +4574,7 @@ class Store:
 
     @property
     def _locks(self) -> _KeyLocks:
-        if self.path not in _key_locks:
-            _key_locks.setdefault(self.path, _KeyLocks(f"{self.path}/locks"))
-        return _key_locks[self.path]
+        return _key_locks.setdefault(self.path, _KeyLocks(f"{self.path}/locks"))
 
     def _append_record(self, record: Mapping[str, Any]) -> None:
         """Add a line to the records of runs, with one write, so that processes do not mix lines.
@@ -4289,50 +4602,739 @@ class Store:
 
 
 def _check_limit(name: str, expected: str, limit: Any) -> None:
-    is_number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
-    if limit is not None and not is_number:
-        raise TypeError(f"prune({name}=) must be {expected}, not {limit!r}")
-    if limit is not None and not limit >= 0:
+    from numbers import Real
+
+    if limit is None:
+        return
+    is_number = isinstance(limit, Real) and not isinstance(limit, bool)
+    if not is_number:
+        raise TypeError(f"prune({name}=) must be {expected}, not {_summarize(limit)}")
+    if not limit >= 0:
         raise ValueError(f"prune({name}=) must not be negative, not {limit!r}")
 
 
 class _StoredHandle(_Handle):
-    """A value of an entry, or all outputs of its step as a tuple; each load is a new copy."""
+    """A value of an entry; each load is a new copy."""
 
     where = "in the store"
 
     def __init__(self, store: Store, entry: _Entry, name: str) -> None:
         self.store = store
         self.entry = entry
-        self.name = name  # of a value, or of the step
+        self.name = name
 
     @property
     def fingerprint(self) -> str:
-        values = list(self.entry.values.values())
-        fingerprint = self.entry.fingerprint
-        if self.name in self.entry.values:
-            values = [self.entry.values[self.name]]
-            fingerprint = values[0].fingerprint
-        for value in values:
-            if value.culprit is not None:
-                raise _Opaque(f"value of step {self.entry.step}", *value.culprit)
-        return fingerprint
-
-    def __repr__(self) -> str:
-        value = self.entry.values.get(self.name)
-        if value is not None and value.pickle is not None:  # it is small: show it in messages
-            with contextlib.suppress(_DamageError):
-                return _summarize(self.load())
-        return super().__repr__()
+        value = self.entry.values[self.name]
+        if value.culprit is not None:
+            raise _Opaque(f"value of step {self.entry.step}", *value.culprit)
+        return value.fingerprint
 
     @property
     def files(self) -> Sequence[_Source]:
         return [source for source in self.entry.sources if source.kind == "file"]
 
     def load(self) -> Any:
-        if self.name in self.entry.values:
-            return self.store._load(self.entry, self.name)
-        return tuple(self.store._load(self.entry, name) for name in self.entry.values)
+        return self.store._load(self.entry, self.name)
+
+    def __repr__(self) -> str:
+        if self.entry.values[self.name].pickle is not None:  # it is small: show it in messages
+            with contextlib.suppress(_DamageError):
+                return _summarize(self.load())
+        return super().__repr__()
+
+
+class _TupleHandle(_Handle):
+    """All outputs of a step as one value, if some of them are not in memory."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    @property
+    def fingerprint(self) -> str:
+        fingerprints = []
+        for item in self.items:
+            is_handle = isinstance(item, _Handle)
+            fingerprints.append(item.fingerprint if is_handle else _fingerprint(item))
+        return _join_fingerprints(fingerprints)
+
+    @property
+    def files(self) -> Sequence[_Source]:
+        handles = [item for item in self.items if isinstance(item, _Handle)]
+        return list(dict.fromkeys(file for handle in handles for file in handle.files))
+
+    def load(self) -> tuple[Any, ...]:
+        return tuple(map(_load_value, self.items))
+
+    def __repr__(self) -> str:
+        return _summarize(tuple(self.items))
+
+
+########################################################################################
+### Reads
+########################################################################################
+
+# A step may read files, folders and environment variables that are not among its arguments. They
+# become sources of its entry, so that the entry is reused only while they stay the same.
+#
+# While a cached step runs, an audit hook notes the files that it opens and the folders that it
+# lists. This happens at each `open`, so the hook does little: paths are resolved and filtered when
+# the call is over. Readers written in C++ or Rust open files without an audit event. For them we
+# add the existing files that the texts of the call name: its arguments, and the constants of its
+# code.
+
+_LIST_EVENTS = frozenset({"os.listdir", "os.scandir"})
+_MAKE_EVENTS = frozenset({"os.rename", "os.link", "os.symlink"})
+_OTHER_EVENTS = frozenset({"open", "os.mkdir", "sqlite3.connect"})
+_AUDIT_EVENTS = _LIST_EVENTS | _MAKE_EVENTS | _OTHER_EVENTS
+# Modules that import code, or show lines of it. Code counts by what it does, not as a file.
+_IMPORT_MODULES = _split(
+    """importlib._bootstrap_external _frozen_importlib_external importlib.metadata linecache
+    pkg_resources"""
+)
+_IGNORED_PATHS = r"^/(proc|sys|dev)/|[/\\](site-packages|dist-packages|__pycache__)[/\\]"
+_JOIN_LIMIT = 1_000  # paths that consist of a folder and a name
+
+# What os.stat says of a regular file: inode, size, time. () is another kind of file, None is none.
+_FileStamp = tuple[int, ...] | None
+
+
+def _get_file_stamp(path: str) -> _FileStamp:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return ()
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class _ReadSource(_FileSource):
+    """A file that a step has read. The kind "file" is for files that a value names."""
+
+    kind = "read"
+
+
+class _FolderSource(_FileSource):
+    """The names of what lies in a folder."""
+
+    kind = "folder"
+
+    def compute_fingerprint(self) -> str:
+        names = None
+        with contextlib.suppress(OSError):  # there is no such folder
+            # It does not matter whether Python has cached the code of a module there.
+            names = sorted(set(os.listdir(self.name)) - {"__pycache__"})
+        return _fingerprint(names)
+
+    def __str__(self) -> str:
+        return f"folder {_shorten_path(self.name)}"
+
+
+class _VariableSource(_Source):
+    """An environment variable. We store a keyed hash: its value may be a credential."""
+
+    kind = "variable"
+
+    def compute_fingerprint(self) -> str:
+        return _hash_variable(os.environ.get(self.name), _make_variable_key())
+
+
+for _source_type in (_ReadSource, _FolderSource, _VariableSource):
+    _SOURCE_TYPES[_source_type.kind] = _source_type
+
+
+def _make_variable_key() -> bytes:
+    """Derive a key that may be sent to workers, because nothing is signed with it.
+
+    Without a signing key it is empty, and nothing is stored.
+    """
+    with contextlib.suppress(OSError):
+        return hmac.digest(_read_signing_key(), b"variables", "sha256")
+    return b""
+
+
+def _hash_variable(value: str | None, key: bytes) -> str:
+    return hmac.digest(key, ascii(value).encode(), "sha256").hex()
+
+
+class _Reads:
+    """What one call of a step reads, in its block, in this thread or asynchronous task.
+
+    Relative paths stay relative to the working folder.
+    """
+
+    def __init__(self, texts: Iterable[str], variable_key: bytes) -> None:
+        self._start = time.time_ns()
+        self._folder = os.getcwd()
+        self._variable_key = variable_key
+        self._text_files = _find_files(texts)
+        self._files: dict[str, _FileStamp] = {}  # as they were when the step first opened them
+        self._folders: dict[str, None] = {}  # in order
+        self._writable_files: set[str] = set()  # the step may have changed them
+        self._own_paths: set[str] = set()  # the step has made these files and folders
+        self._variables: dict[str, str | None] = {}  # the values at the first lookup
+        self._lookups: Counter[str] = Counter()
+        self._own_variables: set[str] = set()  # the step has set them
+        self._inherited: list[_Source] = []
+
+    # Not by contextlib: it cannot handle an exception that is a frozen dataclass.
+    def __enter__(self) -> _Reads:
+        _watch_reads()
+        self._outer_reads = _current_reads.get()
+        self._token = _current_reads.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current_reads.reset(self._token)
+        if self._outer_reads is not None:
+            self._outer_reads._own_paths |= self._own_paths
+
+    def inherit(self, sources: Iterable[_Source]) -> None:
+        """Add the sources of what a pipeline runs or reuses inside the step."""
+        for source in sources:
+            if source.kind == "file":
+                source = _ReadSource(source.name, source.fingerprint)
+            self._inherited.append(source)
+
+    def note(self, event: str, arguments: tuple[Any, ...], caller: FrameType) -> None:
+        path = arguments[1] if event in _MAKE_EVENTS else arguments[0]
+        if type(path) is int:
+            return  # the file is open already
+        if type(path) is not str:
+            path = os.fsdecode(path or ".")
+        if not os.path.isabs(path) and os.getcwd() != self._folder:
+            path = os.path.join(os.getcwd(), path)
+        if event in _LIST_EVENTS:
+            if caller.f_globals.get("__name__") not in _IMPORT_MODULES:
+                self._folders[path] = None
+        elif event in _MAKE_EVENTS or (event == "os.mkdir" and not os.path.isdir(path)):
+            self._own_paths.add(path)
+        elif event == "sqlite3.connect":
+            self._note_open(path, os.O_RDWR)
+        elif event == "open" and not (path.endswith((".py", ".pyc")) and _is_import(caller)):
+            self._note_open(path, arguments[2])
+
+    def _note_open(self, path: str, flags: int) -> None:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            exists = os.path.exists(path)
+            if exists and flags & os.O_EXCL:
+                return  # opening it will fail
+            if not exists or flags & (os.O_WRONLY | os.O_TRUNC):
+                self._own_paths.add(path)
+                return
+            self._writable_files.add(path)
+        if path not in self._files:
+            self._files[path] = _get_file_stamp(path)
+
+    def note_variable(self, name: str, method: FrameType) -> None:
+        """Note that a method of os.environ looks up or sets a variable."""
+        if method.f_code.co_name != "__getitem__":
+            self._own_variables.add(name)
+            return
+        caller = method.f_back
+        while caller and caller.f_globals["__name__"] in ("os", "collections.abc"):
+            caller = caller.f_back
+        space = caller.f_globals if caller else {"__name__": "os"}
+        # Libraries look up many variables that do not matter for the result.
+        if _find_packages(space["__name__"], space.get("__file__")) is None:
+            self._lookups[name] += 1
+            if name not in self._variables and name not in self._own_variables:
+                self._variables[name] = os.environ.get(name)
+
+    def list_sources(self) -> list[_Source]:
+        """Return what was read, when the call is over."""
+        own_paths = {self._resolve(path) for path in self._own_paths}
+        sources = list(self._list_files(own_paths))
+        for path in self._folders:
+            real_path = self._resolve(path)
+            is_temporary = real_path in own_paths and not os.path.isdir(real_path)
+            if not (is_temporary or _is_ignored(real_path + os.sep)):
+                fingerprint = _FolderSource(real_path, "").compute_fingerprint()
+                sources.append(_FolderSource(path, fingerprint))
+        # A copy of the environment looks up each variable once, which says nothing about any.
+        counts = [self._lookups[name] for name in os.environ if name not in self._own_variables]
+        for name, value in self._variables.items():
+            is_own = name in self._own_variables and os.environ.get(name) != value
+            if self._lookups[name] > min(counts, default=0) and not is_own:
+                sources.append(_VariableSource(name, _hash_variable(value, self._variable_key)))
+        for source in self._inherited:
+            path = self._resolve(source.name)
+            is_own = path in own_paths or self._is_new(_get_file_stamp(path))
+            if not (isinstance(source, _FileSource) and is_own):
+                sources.append(source)
+        return list(dict.fromkeys(sources))
+
+    def _list_files(self, own_paths: set[str]) -> Iterator[_Source]:
+        known_paths: set[str] = set()  # the step may open a file by several paths
+        for path in [*self._files, *self._text_files]:
+            full_path = os.path.abspath(os.path.join(self._folder, path))
+            real_path = os.path.realpath(full_path)
+            if full_path in known_paths or real_path in own_paths or _is_ignored(real_path):
+                continue
+            known_paths.add(full_path)
+            stamp = self._files.get(path, self._text_files.get(path))
+            stamp_now = _get_file_stamp(full_path)
+            if stamp == () or stamp_now == () or self._is_new(stamp):
+                continue
+            fingerprint = ""  # equals nothing: somebody else has changed the file meanwhile
+            if stamp == stamp_now or stamp_now is None:
+                with contextlib.suppress(_Opaque):  # we may not read it
+                    fingerprint = _compute_file_fingerprint(full_path)
+            elif path not in self._files or path in self._writable_files:
+                continue
+            yield _ReadSource(path, fingerprint)
+
+    def _resolve(self, path: str) -> str:
+        return os.path.realpath(os.path.join(self._folder, path))
+
+    def _is_new(self, stamp: _FileStamp) -> bool:
+        """Tell whether a file was written after the call began, perhaps by the step itself."""
+        return stamp is not None and stamp != () and stamp[2] >= self._start
+
+
+_current_reads: ContextVar[_Reads | None] = ContextVar("dagkit_reads", default=None)
+
+
+_watch_lock = threading.Lock()
+
+
+@functools.cache
+def _watch_reads() -> None:
+    """Begin to watch, once in a process: an audit hook cannot be removed."""
+    with _watch_lock:
+        if getattr(os.environ.encodekey, "__globals__", None) is not _OUR_GLOBALS:
+            _add_hooks()
+
+
+def _add_hooks() -> None:
+    sys.addaudithook(_handle_audit_event)
+    # A hack: a lookup in os.environ raises no audit event, but it encodes the name.
+    encode = os.environ.encodekey
+
+    def note_and_encode(name: str) -> Any:
+        reads = _current_reads.get()
+        if reads is not None:
+            token = _current_reads.set(None)
+            try:
+                reads.note_variable(name, sys._getframe(1))
+            finally:
+                _current_reads.reset(token)
+        return encode(name)
+
+    os.environ.encodekey = note_and_encode
+
+
+def _handle_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _AUDIT_EVENTS:
+        reads = _current_reads.get()
+        caller = sys._getframe(1)
+        if reads is not None and caller.f_globals is not _OUR_GLOBALS:
+            try:
+                reads.note(event, arguments, caller)
+            except Exception:  # it is an odd path, with which the call itself will fail
+                return
+
+
+_OUR_GLOBALS = globals()
+
+
+def _is_import(caller: FrameType) -> bool:
+    name = caller.f_globals["__name__"]
+    if name == "tokenize" and caller.f_back:
+        name = caller.f_back.f_globals["__name__"]
+    return name in _IMPORT_MODULES
+
+
+@functools.cache
+def _list_library_folders() -> tuple[str, ...]:
+    folders = {os.path.dirname(os.__file__)}
+    for prefix in (sys.prefix, sys.base_prefix):  # which may also hold a project, like /usr/src
+        for name in ("bin", "include", "lib", "lib64", "share", "DLLs", "Library", "Scripts"):
+            folders.add(os.path.join(prefix, name))
+    return tuple(os.path.realpath(folder) + os.sep for folder in folders)
+
+
+def _is_ignored(path: str) -> bool:
+    return path.startswith(_list_library_folders()) or bool(re.search(_IGNORED_PATHS, path))
+
+
+def _find_files(texts: Iterable[str]) -> dict[str, _FileStamp]:
+    """Find the regular files that a text names, or a folder and a name together."""
+    names = [text for text in texts if len(text) < 1000 and text.isprintable()]
+    stamp = {name: _get_file_stamp(name) for name in names}
+    folders = [name for name in names if stamp[name] == () and os.path.isdir(name)]
+    names = [name for name in names if stamp[name] is None and "." in name]
+    for folder, name in itertools.islice(itertools.product(folders, names), _JOIN_LIMIT):
+        path = os.path.join(folder, name)
+        stamp[path] = _get_file_stamp(path)
+    return {path: stamp[path] for path in stamp if stamp[path]}
+
+
+########################################################################################
+### Copies
+########################################################################################
+
+# A cached step works on copies of its arguments. Otherwise the first run, in which it may change
+# them in place, would differ from the second one, in which it does not run. The arguments of a call
+# are copied in one go, so that objects that they share stay shared. `copy.deepcopy` and `pickle`
+# lose what classes leave out of their pickles: we copy what pickle would rebuild an object from,
+# and all attributes.
+
+_IMMUTABLE_TYPES = _SCALARS | {complex, range, type(Ellipsis), type(NotImplemented), object}
+
+
+class _CopyError(Exception):
+    """No copy of a value would behave like the original."""
+
+
+class _Region(NamedTuple):
+    """Memory of an array or tensor."""
+
+    start: int
+    end: int
+    owner: Any
+    group: object  # sharing inside a group does not matter
+
+
+class _Copier:
+    """Copies values that may share objects with one another."""
+
+    def __init__(self, originals: Collection[Any] = ()) -> None:
+        # id -> copy, and the value: as long as we hold it, nothing else gets its id.
+        self.copies: dict[int, tuple[Any, Any]] = {id(value): (value, value) for value in originals}
+        self.regions: list[_Region] = []
+        self.tensor_memo: dict[Any, Any] = {}  # through which tensors share their storage
+        self.is_certain = True  # until a class rebuilds an object in its own way
+        self.has_originals = False  # whether a copy holds an original that can change
+
+    def copy(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _IMMUTABLE_TYPES:
+            return value
+        if id(value) not in self.copies:
+            if kind in _CONTAINERS:
+                result = self._copy_container(value, kind)
+            else:
+                result = _find_copy_rule(kind)(self, value)
+            self.copies.setdefault(id(value), (result, value))
+        return self.copies[id(value)][0]
+
+    def register(self, value: Any, result: Any) -> Any:
+        """Register a copy before it is filled: what it holds may lead back to it."""
+        self.copies[id(value)] = (result, value)
+        return result
+
+    def keep(self, value: Any) -> Any:
+        """Keep an object by identity; perhaps the step gives it an attribute."""
+        hash_method: Any = type(value).__hash__
+        if type(value).__dictoffset__ and hash_method in (None, object.__hash__):
+            self.has_originals = True
+        return value
+
+    def _copy_container(self, value: Any, kind: type[Any]) -> Any:
+        if kind is dict:
+            result = self.register(value, {})
+            for key, item in value.items():
+                result[self.copy(key)] = self.copy(item)
+            return result
+        if kind in (list, set):
+            if set(map(type, value)) <= _IMMUTABLE_TYPES:
+                return value.copy()
+            result = self.register(value, kind())
+            add = result.append if kind is list else result.add
+            for item in value:
+                add(self.copy(item))
+            return result
+        items = [self.copy(item) for item in value]
+        if all(map(operator.is_, items, value)):
+            return value
+        return kind(items)
+
+    def copy_attributes(self, value: Any, result: Any, ignored_names: Collection[str] = ()) -> Any:
+        """Copy the attributes of an instance."""
+        layout = _find_layout(type(value))
+        slots = dict(layout.slots)
+        for name, attribute in _get_attributes(value, layout).items():
+            if name in ignored_names or "*" in ignored_names:
+                continue
+            if isinstance(attribute, _LOCKS):
+                if not hasattr(result, name):
+                    raise _CopyError("a lock")
+            elif name in slots:
+                slots[name].__set__(result, self.copy(attribute))
+            else:
+                object.__getattribute__(result, "__dict__")[name] = self.copy(attribute)
+        return result
+
+
+# How a type is copied; the first of its bases that has a rule decides.
+
+_CopyRule = Callable[[_Copier, Any], Any]
+_copy_rules: dict[type, _CopyRule] = {}
+
+
+def _find_copy_rule(kind: type) -> _CopyRule:
+    if kind not in _copy_rules:
+        _copy_rules[kind] = _copy_object
+        for base in kind.__mro__:
+            if _get_short_name(base) in _COPY_RULES:
+                _copy_rules[kind] = _COPY_RULES[_get_short_name(base)]
+                break
+    return _copy_rules[kind]
+
+
+def _keep(copier: _Copier, value: Any) -> Any:
+    return value
+
+
+def _keep_immutable(copier: _Copier, value: Any) -> Any:
+    if getattr(value, "__dict__", None):  # of a subclass
+        return _copy_object(copier, value)
+    return value
+
+
+def _keep_function(copier: _Copier, value: Any) -> Any:
+    """Keep a function, unless it was made at run time and holds something that is copied."""
+    if getattr(sys.modules.get(value.__module__), value.__qualname__, None) is value:
+        return value
+    copier.register(value, value)
+    held_values = [_get_cell(cell) for cell in value.__closure__ or ()]
+    held_values += value.__defaults__ or ()
+    held_values += {**(value.__kwdefaults__ or {}), **vars(value)}.values()
+    for held_value in held_values:
+        if copier.copy(held_value) is not held_value:
+            raise _CopyError("a function that holds an object")
+    return value
+
+
+def _copy_array(copier: _Copier, value: Any) -> Any:
+    numpy = sys.modules["numpy"]
+    copier.regions.append(_find_region(value, id(value)))
+    result = copier.register(value, numpy.array(value, copy=True, order="K", subok=True))
+    if value.dtype.hasobject:
+        if value.dtype != object:
+            raise _CopyError("objects in a structured array")
+        cells = value.view(numpy.ndarray)
+        if not set(map(type, cells.flat)) <= _IMMUTABLE_TYPES:
+            for index in numpy.ndindex(cells.shape):
+                result.view(numpy.ndarray)[index] = copier.copy(cells[index])
+    result.flags.writeable = value.flags.writeable
+    return copier.copy_attributes(value, result, _find_layout(type(value)).ignored_names)
+
+
+def _copy_void(copier: _Copier, value: Any) -> Any:
+    return copier.copy(sys.modules["numpy"].array(value))[()]
+
+
+def _copy_tensor(copier: _Copier, value: Any) -> Any:
+    torch = sys.modules["torch"]
+    if value._backward_hooks:
+        raise _CopyError("a tensor with hooks")
+    copier.regions.append(_find_region(value, value.untyped_storage().data_ptr()))
+    result = copy.deepcopy(value.detach(), copier.tensor_memo)
+    if isinstance(value, torch.nn.Parameter):
+        result = type(value)(result)
+    copier.register(value, result.requires_grad_(value.requires_grad))
+    result.grad = copier.copy(value.grad)  # which deepcopy loses
+    return copier.copy_attributes(value, result)
+
+
+def _copy_pandas(copier: _Copier, value: Any) -> Any:
+    """Copy a frame in full: through a shallow copy one can write into the original."""
+    is_certain = copier.is_certain
+    region_count = len(copier.regions)
+    result = _copy_object(copier, value)
+    copier.is_certain = is_certain
+    del copier.regions[region_count:]  # a frame and its columns share memory, but cannot show it
+    return result
+
+
+def _copy_polars(copier: _Copier, value: Any) -> Any:
+    return copier.copy_attributes(value, value.clone(), _find_layout(type(value)).ignored_names)
+
+
+def _copy_object(copier: _Copier, value: Any) -> Any:
+    """Copy any other object: what pickle would rebuild it from, and all its attributes."""
+    kind = type(value)
+    reduce = copyreg.dispatch_table.get(kind)
+    pieces: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+    if isinstance(pieces, str):  # the name of a global
+        return value
+    function, arguments, state, items, pairs, set_state = (*pieces, None, None, None, None)[:6]
+    set_state = set_state or getattr(kind, "__setstate__", None)
+    layout = _find_layout(kind)
+    is_plain = function is copyreg.__newobj__ and set_state is None  # type: ignore[attr-defined]
+    is_empty = len(arguments) == 1 and items is None and pairs is None
+    if is_plain and is_empty and not _get_attributes(value, layout):
+        return copier.keep(value)  # a sentinel: it has nothing but its identity
+    copier.is_certain &= is_plain
+    result = function(*map(copier.copy, arguments))
+    if result is value:  # a singleton
+        return copier.keep(value)
+    copier.register(value, result)
+    for item in items or ():
+        result.append(copier.copy(item))
+    for key, item in pairs or ():
+        result[copier.copy(key)] = copier.copy(item)
+    if is_plain:
+        return copier.copy_attributes(value, result)
+    if state is not None and set_state is not None:
+        set_state(result, copier.copy(state))
+    return copier.copy_attributes(value, result, layout.ignored_names)
+
+
+_COPY_RULES: dict[str, _CopyRule] = {
+    **dict.fromkeys(_split("builtins.type builtins.module enum.Enum logging.Logger"), _keep),
+    **dict.fromkeys(
+        _split(
+            """datetime.date datetime.time datetime.timedelta datetime.tzinfo decimal.Decimal
+            fractions.Fraction uuid.UUID pathlib.PurePath re.Pattern numpy.generic numpy.dtype
+            pandas.Interval pandas.ExtensionDtype pyarrow.Array pyarrow.ChunkedArray
+            pyarrow.DataType pyarrow.Field pyarrow.RecordBatch
+            pyarrow.Scalar pyarrow.Schema pyarrow.Table"""
+        ),
+        _keep_immutable,
+    ),
+    "builtins.function": _keep_function,
+    "numpy.void": _copy_void,
+    "numpy.ndarray": _copy_array,
+    "pandas.DataFrame": _copy_pandas,
+    "pandas.Series": _copy_pandas,
+    "pandas.Index": _copy_pandas,
+    "pandas.ExtensionArray": _copy_pandas,
+    "polars.DataFrame": _copy_polars,
+    "polars.Series": _copy_polars,
+    "torch.Tensor": _copy_tensor,
+}
+
+
+def _find_region(value: Any, group: object) -> _Region:
+    if hasattr(value, "untyped_storage"):  # a tensor
+        storage = value.untyped_storage()
+        return _Region(storage.data_ptr(), storage.data_ptr() + storage.nbytes(), None, group)
+    numpy = sys.modules["numpy"]
+    start, end = getattr(numpy.lib, "array_utils", numpy).byte_bounds(value)
+    return _Region(start, end, value, group)
+
+
+def _share_memory(regions: Collection[_Region]) -> bool:
+    """Tell whether arrays or tensors of different groups share memory."""
+    open_regions: list[_Region] = []
+    for region in sorted(regions, key=lambda region: region.start):
+        open_regions = [other for other in open_regions if other.end > region.start]
+        if len(open_regions) > 100:
+            return True  # we do not compare each with each
+        for other in open_regions:
+            if other.group != region.group:
+                if other.owner is None or region.owner is None:
+                    return True
+                if sys.modules["numpy"].shares_memory(other.owner, region.owner, max_work=1000):
+                    return True
+        open_regions.append(region)
+    return False
+
+
+def _can_change(value: Any) -> bool:
+    """Tell whether an object can change; by convention, one that is hashed by value does not."""
+    hash_method: Any = type(value).__hash__
+    if hash_method is object.__hash__:
+        return bool(_get_attributes(value, _find_layout(type(value))))
+    return hash_method is None
+
+
+class _ObjectFinder(pickle.Pickler):
+    """Finds the objects in a value that a step can change."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(self, 5)
+        self.group = group
+        self.objects: dict[int, Any] = {}
+        self.regions: list[_Region] = []
+
+    def write(self, data: Any) -> None:
+        """Drop the pickle."""
+
+    def persistent_id(self, value: Any) -> Any:
+        """Note a value; return None if the pickler has to go on inside it."""
+        kind = type(value)
+        if kind in _IMMUTABLE_TYPES:
+            return None
+        rule = _find_copy_rule(kind)
+        if rule in (_keep, _keep_function, _keep_immutable):
+            return True
+        if rule is _copy_tensor or _can_change(value):
+            self.objects[id(value)] = value
+        if rule is _copy_tensor or rule is _copy_array:
+            self.regions.append(_find_region(value, self.group))
+        if rule is _copy_array and value.dtype.hasobject:
+            return None
+        return rule is not _copy_object or None
+
+
+# The functions that other rooms use
+
+
+def _copy_arguments(
+    arguments: Mapping[str, Any], keep: Collection[str], fingerprints: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Copy the arguments of a call in one go, but for those of ``keep``.
+
+    Returns the values for the call, and the names of those that are, or hold, originals: their
+    fingerprints must be the same after the call.
+    """
+    values: dict[str, Any] = {}
+    names = [name for name in keep if name in fingerprints]
+    try:
+        copier = _Copier([arguments[name] for name in keep])
+        for name, value in arguments.items():
+            copier.is_certain = True
+            copier.has_originals = False
+            values[name] = copier.copy(value)
+            if not copier.is_certain and _fingerprint(values[name]) != fingerprints[name]:
+                raise _CopyError(name)
+            if copier.has_originals:
+                names.append(name)
+        if _share_memory(copier.regions):
+            raise _CopyError("arrays that share memory")
+    except Exception:  # classes may raise anything when they are rebuilt
+        return dict(arguments), [name for name in arguments if name in fingerprints]
+    return values, names
+
+
+def _find_changes(
+    arguments: Mapping[str, Any], names: Iterable[str], fingerprints: Mapping[str, str]
+) -> list[str]:
+    """Find the arguments of these names that a call has changed in place."""
+    changed_names = []
+    for name in names:
+        try:
+            is_same = _fingerprint(arguments[name]) == fingerprints[name]
+        except _Opaque:  # it was given something that has no fingerprint
+            is_same = False
+        if not is_same:
+            changed_names.append(name)
+    return changed_names
+
+
+def _find_sharing(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Say which of these values share an object that can change; "" if none do."""
+    finders: list[_ObjectFinder] = []
+    for name in names:
+        finder = _ObjectFinder(name)
+        with contextlib.suppress(Exception):  # then the store cannot keep the value
+            finder.dump(values[name])
+        for other in finders:
+            shared_ids = [number for number in finder.objects if number in other.objects]
+            shared = ""
+            if shared_ids:
+                shared = f"a {_type_name(type(finder.objects[shared_ids[0]]))}"
+            elif _share_memory([*finder.regions, *other.regions]):
+                shared = "memory"
+            if shared:
+                return f"returned '{other.group}' and '{name}', which share {shared}"
+        finders.append(finder)
+    return ""
 
 
 ########################################################################################
@@ -4503,9 +5505,13 @@ class _PackedFormat(_Format):
         self.counts_by_value = inner.counts_by_value
 
     def load(self, content: bytes) -> Any:
+        import gzip
+
         return self.inner.load(gzip.decompress(content))
 
     def save(self, value: Any) -> bytes:
+        import gzip
+
         return gzip.compress(self.inner.save(value), mtime=0)  # equal values make equal files
 
 
@@ -4624,8 +5630,7 @@ def _write_file(path: str, content: bytes) -> None:
             file.write(content)
         os.replace(temporary_path, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary_path)
+        _remove_file(temporary_path)
         raise
 
 
@@ -4738,29 +5743,6 @@ class _CatalogHandle(_Handle):
         return dataset.parse(content)
 
 
-class _TupleHandle(_Handle):
-    """All outputs of a step as one value, if some of them lie in the catalog."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = list(items)
-
-    @property
-    def fingerprint(self) -> str:
-        fingerprints = []
-        for item in self.items:
-            if isinstance(item, _Handle):
-                fingerprints.append(item.fingerprint)
-            else:
-                fingerprints.append(_fingerprint(item))
-        return _join_fingerprints(fingerprints)
-
-    def load(self) -> tuple[Any, ...]:
-        values = []
-        for item in self.items:
-            values.append(item.load() if isinstance(item, _Handle) else item)
-        return tuple(values)
-
-
 class _DatasetSource(_Source):
     """The content of a dataset as a step wrote it. Its name is the one in the catalog.
 
@@ -4775,8 +5757,7 @@ class _DatasetSource(_Source):
         self.dataset = dataset
 
     def compute_fingerprint(self) -> str:
-        fingerprint: str = self.dataset.compute_fingerprint()
-        return fingerprint
+        return str(self.dataset.compute_fingerprint())
 
     def explain_change(self) -> str:
         if self.fingerprint == _UNKNOWN:
@@ -4816,8 +5797,8 @@ def _read_catalog(catalog: Mapping[Any, Any] | None) -> dict[str, Any]:
 def _make_dataset(name: str, entry: Any) -> _Dataset:
     """Make the dataset of an entry of the catalog, with its path as it is written there."""
     path = os.fspath(entry) if isinstance(entry, str | os.PathLike) else None
-    if isinstance(path, str) and "\0" not in path:
-        return _FileDataset(name, path)
+    if _is_path_text(path):
+        return _FileDataset(name, str(path))
     if hasattr(entry, "load") and hasattr(entry, "save") and not isinstance(entry, type):
         return _ObjectDataset(name, entry)
     raise CatalogError(
@@ -4860,6 +5841,8 @@ def _add_catalog(graph: _Graph, catalog: Mapping[str, Any]) -> _Graph:
 
 def _find_template_names(dataset: _Dataset) -> list[str]:
     """Return the names of inputs in the braces of a path."""
+    import string
+
     names: list[str] = []
     path = dataset.path if isinstance(dataset, _FileDataset) else ""
     try:
@@ -4878,21 +5861,8 @@ def _find_template_names(dataset: _Dataset) -> list[str]:
 
 
 # Text that could lead out of a folder: separators, "..", drive letters, a home folder, nothing.
-_UNSAFE_TEXT = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|\.\.|^[A-Za-z]?:|^~|^\.?$")
-_UNSAFE_IN_ADDRESS = re.compile(_UNSAFE_TEXT.pattern + r"|[:%?#*\[\]]")
-
-
-class _PathFormatter(string.Formatter):
-    """Fills the braces of a path with plain names."""
-
-    def __init__(self, unsafe: re.Pattern[str]) -> None:
-        self.unsafe = unsafe
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        text = str(super().format_field(value, format_spec))
-        if self.unsafe.search(text):
-            raise ValueError(f"{text!r} is not a plain name for a file")
-        return text
+_UNSAFE_TEXT = r"[/\\\x00-\x1f\x7f\ud800-\udfff]|\.\.|^[A-Za-z]?:|^~|^\.?$"
+_UNSAFE_IN_ADDRESS = rf"{_UNSAFE_TEXT}|[:%?#*\[\]]"
 
 
 # The catalog in a run
@@ -4932,9 +5902,19 @@ def _find_datasets(
 
 
 def _fill_template(dataset: _FileDataset, inputs: Mapping[str, Any]) -> _FileDataset:
+    import string
+
+    formatter = string.Formatter()
     unsafe = _UNSAFE_TEXT if dataset.is_local else _UNSAFE_IN_ADDRESS
+    path = ""
     try:
-        path = _PathFormatter(unsafe).vformat(dataset.path, (), inputs)
+        for literal, name, format_spec, conversion in formatter.parse(dataset.path):
+            path += literal
+            if name is not None:
+                text = format(formatter.convert_field(inputs[name], conversion), format_spec or "")
+                if re.search(unsafe, text):
+                    raise ValueError(f"{text!r} is not a plain name for a file")
+                path += text
     except Exception as error:  # the __format__ of an input may raise anything
         raise CatalogError(
             f"the path of '{dataset.name}' in the catalog cannot be filled in: "
@@ -4965,19 +5945,17 @@ def _check_paths(datasets: Mapping[str, _Dataset], inputs: Mapping[str, Any]) ->
 
 def _check_files(inputs: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for all files of the catalog that are not there."""
-    problems: list[str] = []
-    missing_names: list[str] = []
+    problems: dict[str, str] = {}  # by the name of the input
     for value in inputs.values():
         dataset = value.dataset if isinstance(value, _CatalogHandle) else None
-        if not isinstance(dataset, _FileDataset) or not dataset.is_local:
-            continue
-        if not os.path.isfile(dataset.absolute_path):
-            missing_names.append(dataset.name)
+        if isinstance(dataset, _FileDataset) and dataset.is_local:
             path = dataset.absolute_path
-            problems.append(f"the catalog has no file for input '{dataset.name}': {path}")
+            if not os.path.isfile(path):
+                name = dataset.name
+                problems[name] = f"the catalog has no file for input '{name}': {path}\n"
     if problems:
-        problems.append("  put a file there, or give the value to run()")
-        raise InputError("\n".join(problems), missing=tuple(missing_names))
+        text = "".join(problems.values()) + "  put a file there, or give the value to run()"
+        raise InputError(text, missing=tuple(problems))
 
 
 def _save_to_catalog(
@@ -5006,7 +5984,7 @@ def _save_to_catalog(
             new_values[name] = _CatalogHandle(dataset, content_fingerprint, fingerprint)
     whole, *outputs = new_values  # the step's own name comes first
     if outputs and sources:
-        new_values[whole] = _TupleHandle(new_values[name] for name in outputs)
+        new_values[whole] = _TupleHandle([new_values[name] for name in outputs])
     return new_values, sources
 
 
@@ -5022,16 +6000,13 @@ def _replace_handles(
 ) -> dict[str, Any]:
     """Return the handles of a stored entry, with those of values that lie in the catalog."""
     new_handles = dict(handles)
-    has_changed = False
     for source in entry.sources:
         dataset = datasets.get(source.name) if source.kind == "dataset" else None
         if dataset is not None and dataset.is_readable:
             fingerprint = entry.values[source.name].fingerprint
-            handle = _CatalogHandle(dataset, source.fingerprint, fingerprint)
-            new_handles[source.name] = handle
-            has_changed = True
-    if has_changed and step.outputs:
-        new_handles[step.name] = _TupleHandle(new_handles[name] for name in step.outputs)
+            new_handles[source.name] = _CatalogHandle(dataset, source.fingerprint, fingerprint)
+    if step.outputs:
+        new_handles[step.name] = _TupleHandle([new_handles[name] for name in step.outputs])
     return new_handles
 
 
@@ -5042,7 +6017,7 @@ def _replace_handles(
 _KEY_FORMAT = "dagkit key 3"
 _PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _UNREADABLE = "unreadable entry"
-_TEXT_TYPES = (bool, int, float, str, bytes, type(None), PurePath)  # written out in reasons
+_TEXT_TYPES = (bool, int, float, str, bytes, type(None), os.PathLike)  # written out in reasons
 
 
 class _Unknown(_Handle):
@@ -5068,7 +6043,7 @@ _UNCACHED = _Decision("uncached")
 
 
 class _Examination(NamedTuple):
-    """A value and its fingerprint; as long as we hold the value, nothing else is identical to it."""
+    """A value and its fingerprint. While we hold the value, nothing else is identical to it."""
 
     value: Any
     fingerprint: str
@@ -5098,6 +6073,8 @@ class _Reuse:
         self.is_active = True  # whether stored results are used
         self.finished_steps: set[str] = set()  # that were called in this run
         self._codes: dict[str, tuple[_Parts, str] | _Opaque] = {}  # by step: parts and digest
+        self._moved_parts: dict[str, set[tuple[str, str]]] = {}  # step -> random generators
+        self.texts: dict[str, set[str]] = {}  # step -> texts of its code, which may name files
         self._damaged_keys: set[str] = set()
         self._examinations: dict[str, _Examination] = {}  # by the name of the value
         self._file_names: set[str] = set()  # of examined values that name files
@@ -5111,8 +6088,15 @@ class _Reuse:
         for step in cached_steps:
             try:
                 self._codes[step.name] = code_memo.find_parts(step.function)
+                self.texts[step.name] = code_memo.find_texts(step.function)
+                self._moved_parts[step.name] = code_memo.find_moved_parts(step.function)
             except _Opaque as culprit:
                 self._codes[step.name] = culprit
+
+    @functools.cached_property
+    def variable_key(self) -> bytes:
+        """The key for hashes of environment variables."""
+        return _make_variable_key()
 
     def decide(self, step: Step, arguments: Mapping[str, Any]) -> _Decision:
         """Compare a call with the store; arguments that only a run can make are `_Unknown`."""
@@ -5136,16 +6120,9 @@ class _Reuse:
         if not causes:
             text = f"{_KEY_FORMAT} {step.name} {code_digest} {parts}"
             key = hashlib.sha256(text.encode()).hexdigest()
-            if key in self._damaged_keys:
-                reason = _UNREADABLE
-            else:
-                entry = self.store._find_entry(step.name, key)
-                if entry is not None:
-                    reason = self._find_fault(step, entry)
-                    if not reason:
-                        return _Decision("fresh", entry=entry)
-                elif self.store._has_entry_file(step.name, key):
-                    reason = _UNREADABLE
+            entry, reason = self._look_up(step, key)
+            if entry is not None and not reason:
+                return _Decision("fresh", entry=entry)
         parts |= code_parts
         newest = self._find_newest(step)
         if newest is not None:
@@ -5160,20 +6137,30 @@ class _Reuse:
         if causes:
             return decision
         files: list[_Source] = []
-        texts = {}
+        texts: dict[str, str] = {}
         for name, value in arguments.items():
             files += self._examinations[name].files
-            if isinstance(value, _TEXT_TYPES):
-                texts[name] = _summarize(value)
+            texts |= _write_out(name, value)
         entry = _Entry(step.name, key, parts, texts=texts)
         return decision._replace(entry=entry, files=files)
 
+    def _look_up(self, step: Step, key: str) -> tuple[_Entry | None, str]:
+        """Return the entry of a key, and why it cannot be used; "" if it can or there is none."""
+        if key in self._damaged_keys:
+            return None, _UNREADABLE
+        entry = self.store._find_entry(step.name, key)
+        if entry is not None:
+            return entry, self._find_fault(step, entry)
+        if self.store._has_entry_file(step.name, key):
+            return None, _UNREADABLE
+        return None, ""
+
     def _list_parts(self, step: Step, arguments: Mapping[str, Any]) -> _Parts:
-        """List the parts of a key that are not code; raise `_Opaque` for a value without content."""
+        """List the parts of a key that are not code; raise `_Opaque` for an opaque argument."""
         parts = {("python", ""): _PYTHON_VERSION}
-        for name, value in arguments.items():
-            if not isinstance(value, _Unknown):
-                parts["input", name] = self.fingerprint(name, value)
+        for name in step.needs:  # in this order, whatever that of the arguments is
+            if name in arguments and not isinstance(arguments[name], _Unknown):
+                parts["input", name] = self.fingerprint(name, arguments[name])
         for option in ("args", "outputs", "ignore"):
             value = getattr(step, option)
             if value:
@@ -5191,6 +6178,9 @@ class _Reuse:
     ) -> str:
         """Say what differs from the newest entry of the step; "" if nothing known does."""
         code: list[str] = []
+        fields: dict[str, list[str]] = {}  # class -> those that differ
+        methods = []  # generated ones: they change with their class
+        generators = []
         modules = []  # their members change with all that is bound there
         inputs = []
         others = []
@@ -5224,20 +6214,37 @@ class _Reuse:
                     modules.append(f"module {name}")
                 case "default" if ("input", name) in parts:
                     pass  # the input says more
+                case "field":
+                    class_name, _, field_name = name.rpartition(".")
+                    text = (
+                        f"{field_name} changed"
+                        if "#" in old + new
+                        else f"{field_name} {old} → {new}"
+                    )
+                    fields.setdefault(class_name, []).append(text)
+                case "constant" if (kind, name) in self._moved_parts.get(step.name, ()):
+                    generators.append(f"constant {name} changed while it ran")
+                case "generated":
+                    methods.append(f"helper {name}")
                 case "function":
                     code.append(name)
                 case _:
                     code.append(f"{kind} {name}")
-        reasons = inputs[:1]
+        reasons = generators[:1] + inputs[:1]
+        for class_name, texts in fields.items():
+            code = [text for text in code if text != f"class {class_name}"]
+            reasons.insert(0, f"class {class_name}: {', '.join(texts[:3])}")
+        if not reasons:
+            modules = modules or methods
         if code or modules:
             reasons.insert(0, f"code changed: {_join_names(code or modules, 3)}")
         return "; ".join(reasons or others[:1] or values[:1])
 
     def _find_fault(self, step: Step, entry: _Entry) -> str:
         """Say why an entry cannot be used any more; "" if it can."""
-        if isinstance(step.cache, timedelta):
-            if time.time() - entry.created > step.cache.total_seconds():
-                return "expired"
+        age = time.time() - entry.created
+        if isinstance(step.cache, timedelta) and age > step.cache.total_seconds():
+            return "expired"
         if self.datasets:
             _attach_datasets(entry.sources, self.datasets)
         for source in entry.sources:
@@ -5318,14 +6325,33 @@ def _is_current(source: _Source) -> bool:
 
 def _explain_input(name: str, value: Any, newest: _Entry) -> str:
     """Say how an input differs from that of the newest entry: ``input alpha 0.1 → 0.3``."""
-    old_text = newest.texts.get(name)
-    if old_text is not None and isinstance(value, _TEXT_TYPES):
-        text = _summarize(value)
+    changes = []
+    for label, text in _write_out(name, value).items():
+        old_text = newest.texts.get(label, text)
         if text != old_text:
-            return f"input {name} {old_text} → {text}"
-        if isinstance(value, PurePath):
-            return f"file {_shorten_path(str(value))} changed"
-    return f"input {name} changed"
+            changes.append(f"{label} {old_text} → {text}")
+    if not changes and name in newest.texts and isinstance(value, os.PathLike):
+        kind = "folder" if os.path.isdir(value) else "file"
+        return f"{kind} {_shorten_path(os.fsdecode(value))} changed"
+    return f"input {', '.join(changes[:3]) or f'{name} changed'}"
+
+
+def _write_out(label: str, value: Any, depth: int = 3) -> dict[str, str]:
+    """Write out a short value, or the short fields of a config: ``config.seed`` -> ``7``."""
+    if isinstance(value, _TEXT_TYPES):
+        return {label: _summarize(value)}
+    fields = value
+    if type(value) is not dict:
+        kind = type(value)
+        names = [*getattr(kind, "__dataclass_fields__", ())]
+        names += getattr(kind, "__pydantic_fields__", ())
+        names += [field.name for field in getattr(kind, "__attrs_attrs__", ())]
+        fields = {name: getattr(value, name, None) for name in names}
+    texts: dict[str, str] = {}
+    if depth > 0:
+        for name, field in itertools.islice(fields.items(), 50):
+            texts |= _write_out(f"{label}.{name}", field, depth - 1)
+    return texts
 
 
 ########################################################################################
@@ -5340,13 +6366,17 @@ class _Job(NamedTuple):
     """One call of a step's function, as it is sent to where it runs."""
 
     step: Step
-    process_id: int  # of the loop
+    process_id: tuple[int, int]  # of the loop
     executors: tuple[int, ...]  # that run the call and the steps around it
     store: Store | None = None
     entry: _Entry | None = None  # under which to store the result; None: do not store it
     files: Sequence[_Source] = ()  # that arguments name, as they were before the call
     datasets: Mapping[str, Any] = {}  # of the catalog, for values of the step
     is_suspect: bool = False  # an earlier result could not be loaded: check whether this one can
+    # Fingerprints of the arguments that count, if the step has to work on copies of its arguments.
+    fingerprints: Mapping[str, str] | None = None
+    texts: Collection[str] | None = None  # of the step's code; None: its reads do not matter
+    variable_key: bytes = b""
     token: str = ""  # makes equal calls different for executors that reuse results
 
 
@@ -5361,6 +6391,14 @@ class _CallResult(NamedTuple):
     entry: _Entry | None = None  # under which they were stored
     error: BaseException | None = None
     traceback: str = ""  # of an error in another process
+    sources: Sequence[_Source] = ()  # what the call has read
+    problem: str = ""  # why the result must not be stored
+    is_unsigned: bool = False  # the worker has another signing key: the loop keeps the result
+
+
+def _get_process_id() -> tuple[int, int]:
+    """Identify this interpreter: several in one process have modules of their own."""
+    return os.getpid(), id(sys.modules)
 
 
 class _RemoteTraceback(Exception):
@@ -5372,20 +6410,23 @@ class _RemoteTraceback(Exception):
 
 def _call_step(job: _Job, arguments: Mapping[str, Any]) -> _CallResult:
     """Call the function of a step and keep its result. Never raises."""
-    is_here = job.process_id == os.getpid()
+    is_here = job.process_id == _get_process_id()
     token = _outer_executors.set(job.executors if is_here else ())
     start = _clock()
     try:
-        values = _load_arguments(arguments)
+        call = _Call(job, arguments)
         start = _clock()
-        result = _call_with(job.step, values)
-        if type(result) is CoroutineType:  # the function does not look like a coroutine function
-            event_loop = _EventLoopThread()
-            try:
-                result = event_loop.submit(result).result()
-            finally:
-                event_loop.close()
-        return _keep_result(job, result, _clock() - start)
+        with call.record_reads() as call.reads:
+            result = _call_with(job.step, call.arguments)
+            if (
+                type(result) is CoroutineType
+            ):  # the function does not look like a coroutine function
+                event_loop = _EventLoopThread()
+                try:
+                    result = event_loop.run(result)
+                finally:
+                    event_loop.close()
+        return call.finish(result, _clock() - start)
     except BaseException as error:
         return _make_failure(job, error, _clock() - start)
     finally:
@@ -5394,19 +6435,67 @@ def _call_step(job: _Job, arguments: Mapping[str, Any]) -> _CallResult:
 
 async def _await_step(job: _Job, arguments: Mapping[str, Any]) -> _CallResult:
     """Do the same for a coroutine function, in the event loop."""
-    import asyncio
-
     _outer_executors.set(job.executors)  # of this task only
     start = _clock()
     try:
-        values = _load_arguments(arguments)
+        call = _Call(job, arguments)
         start = _clock()
-        result = await _call_with(job.step, values)
-        return _keep_result(job, result, _clock() - start)
-    except asyncio.CancelledError:
-        raise
+        with call.record_reads() as call.reads:
+            result = await _call_with(job.step, call.arguments)
+        return call.finish(result, _clock() - start)
     except BaseException as error:
         return _make_failure(job, error, _clock() - start)
+
+
+_NOT_RECORDED = contextlib.nullcontext()
+
+
+class _Call:
+    """A call in progress: its arguments, what it reads, and what it changes in place."""
+
+    def __init__(self, job: _Job, arguments: Mapping[str, Any]) -> None:
+        self.job = job
+        self.arguments = self.originals = _load_arguments(arguments)
+        self.watched_names: list[str] = []  # of arguments that the call must not change
+        self.reads: _Reads | None = None
+        self.fingerprints = dict(job.fingerprints or {})
+        if job.fingerprints is None or job.process_id != _get_process_id():
+            return  # what comes from another process is a copy already
+        values = {}
+        for name, value in arguments.items():
+            items = value.list_items() if isinstance(value, _Elements) else [value]
+            kinds = _StoredHandle | _CatalogHandle | _RemoteHandle
+            if items and all(isinstance(item, kinds) for item in items):
+                continue  # loading has made copies
+            values[name] = self.originals[name]
+            if isinstance(value, _Handle) and name in self.fingerprints:
+                # That of a handle of several values is made of theirs.
+                self.fingerprints[name] = _fingerprint(values[name])
+        names = [name for name in values if name not in self.fingerprints]
+        for name, default in job.step.defaults.items():
+            if name in values and values[name] is default:
+                names.append(name)
+        copies, self.watched_names = _copy_arguments(values, names, self.fingerprints)
+        self.arguments = {**self.originals, **copies}
+
+    def record_reads(self) -> AbstractContextManager[_Reads | None]:
+        if self.job.texts is None:
+            return _NOT_RECORDED
+        texts = {*self.job.texts, *_find_texts(list(self.arguments.values()))}
+        return _Reads(texts, self.job.variable_key)
+
+    def finish(self, result: Any, seconds: float) -> _CallResult:
+        job = self.job
+        sources = [] if self.reads is None else self.reads.list_sources()
+        problem = ""
+        if job.fingerprints is not None:
+            changed_names = _find_changes(self.originals, self.watched_names, self.fingerprints)
+            if changed_names:
+                names = _join_names(map(repr, changed_names))
+                problem = f"changed {names} in place, which cannot be copied faithfully"
+            elif job.step.outputs:
+                problem = _find_sharing(_name_values(job.step, result), job.step.outputs)
+        return _keep_result(job, result, seconds, sources, problem)
 
 
 def _load_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -5416,7 +6505,9 @@ def _load_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _keep_result(job: _Job, result: Any, seconds: float) -> _CallResult:
+def _keep_result(
+    job: _Job, result: Any, seconds: float, reads: Sequence[_Source], problem: str
+) -> _CallResult:
     """Name the values that a step returned; keep them in the catalog and store, if they are to be.
 
     Raises ``ResultError`` if the step returned something that cannot be its result.
@@ -5424,25 +6515,34 @@ def _keep_result(job: _Job, result: Any, seconds: float) -> _CallResult:
     step = job.step
     values: Mapping[str, Any] = _name_values(step, result)
     if step.poke is not None and not _is_true(result):
-        return _CallResult(values, seconds)  # a sensor that has seen nothing has no value yet
+        # A sensor that has seen nothing has no value yet.
+        return _CallResult(values, seconds, sources=reads)
+    if job.entry is not None and job.process_id != _get_process_id():
+        variable_key = _make_variable_key()
+        # The key may have been set after the worker began.
+        if not variable_key or variable_key != job.variable_key:
+            return _CallResult(values, seconds, sources=reads, problem=problem, is_unsigned=True)
     sources: list[_Source] = []
     if job.datasets:
         values, sources = _save_to_catalog(job.datasets, values)
+    call_result = _CallResult(values, seconds, sources=reads, problem=problem)
     entry = job.entry
-    if entry is None or job.store is None or not all(map(_is_current, job.files)):
-        return _CallResult(values, seconds)
+    if entry is None or job.store is None or problem:
+        return call_result
+    if not all(map(_is_current, job.files)):
+        return call_result
     entry.seconds = seconds
-    entry.sources = sources
+    entry.sources = [*sources, *reads]
     names = step.outputs or (step.name,)
     if not job.store._save(entry, {name: values[name] for name in names}):
-        return _CallResult(values, seconds)
+        return call_result
     if job.is_suspect:
         try:
             for handle in job.store._make_handles(entry).values():
                 handle.load()
         except _DamageError:  # some objects can be pickled, but not unpickled
-            return _CallResult(values, seconds)
-    return _CallResult({}, seconds, entry)
+            return call_result
+    return call_result._replace(values={}, entry=entry)
 
 
 def _is_true(value: Any) -> bool:
@@ -5455,40 +6555,22 @@ def _is_true(value: Any) -> bool:
 
 def _make_failure(job: _Job, error: BaseException, seconds: float) -> _CallResult:
     """Make the result of a call that raised; in another process only of what can be sent home."""
-    if job.process_id == os.getpid():
+    if job.process_id == _get_process_id():
         return _CallResult({}, seconds, error=error)
-    text = "".join(traceback.format_exception(error)).rstrip()
-    try:
+    import traceback
+
+    text = _describe_error(error)
+    is_portable = False
+    with contextlib.suppress(Exception):  # both lines run code of the error's class
+        text = "".join(traceback.format_exception(error)).rstrip()
         is_portable = type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # pickling runs code of the error's class
-        is_portable = False
     if not is_portable:
-        error = WorkerError(f"{_describe_error(error)}\n{text}", step=job.step.name)
+        advice = "only its text could be sent to this process: let its class be pickled"
+        error = job.step._error(f"raised {_describe_error(error)}", advice, WorkerError)
     return _CallResult({}, seconds, error=error, traceback=text)
 
 
-def _private_copy(step: Step, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Copy the arguments of a cached step, so that nothing else sees what the step does to them.
-
-    Otherwise a first run, in which the step is called, would differ from a second one.
-    """
-    values = {}
-    for name, value in arguments.items():
-        is_scalar = type(value) in (int, float, str, bytes, bool, type(None))
-        # A load is a copy already. The step may compare a default by identity.
-        if not (is_scalar or isinstance(value, _Handle) or value is step.defaults.get(name)):
-            values[name] = value
-    if not values:
-        return arguments
-    # In one go, so that objects which arguments share stay shared. By pickle first, because a deep
-    # copy of a frame shares the objects in its cells.
-    for copy_values in (
-        lambda: pickle.loads(pickle.dumps(values, 5)),
-        lambda: copy.deepcopy(values),
-    ):
-        with contextlib.suppress(Exception):
-            return {**arguments, **copy_values()}
-    return arguments
+_POOLS_THAT_PICKLE = ("ProcessPoolExecutor", "InterpreterPoolExecutor")
 
 
 class _Pool:
@@ -5510,7 +6592,7 @@ class _Pool:
             # Enough to keep all workers busy, few enough for a map over a million elements.
             self.most_calls = 4 * self.count_workers() + 4
         names = {cls.__name__ for cls in type(executor).__mro__}  # loky and joblib have the same
-        self.has_processes = "ProcessPoolExecutor" in names
+        self.has_processes = not names.isdisjoint(_POOLS_THAT_PICKLE)
         is_known = self.has_processes or "ThreadPoolExecutor" in names
         # Whether this process has to load the arguments and to keep the results.
         self.is_remote = not is_known or (self.has_processes and not is_portable)
@@ -5527,8 +6609,6 @@ class _Pool:
         """Return the arguments as they are sent to where the call runs."""
         if self.is_remote and self.sends(job.step):
             return _load_arguments(arguments)
-        if job.entry is not None and not (self.has_processes and self.sends(job.step)):
-            return _private_copy(job.step, arguments)
         return arguments
 
     def submit(self, job: _Job, arguments: Mapping[str, Any]) -> Any:
@@ -5538,16 +6618,18 @@ class _Pool:
         if not self.sends(job.step):
             return None
         if self.is_remote:
-            token = os.urandom(8).hex()
-            job = _Job(job.step, job.process_id, job.executors, token=token)
+            job = job._replace(store=None, entry=None, files=(), datasets={}, is_suspect=False)
+            job = job._replace(token=os.urandom(8).hex())
         return self.executor.submit(_call_step, job, arguments)
 
     def get_result(self, job: _Job, future: Any) -> _CallResult:
         """Return the result of a call that is done. An error that is raised is the executor's."""
         result: _CallResult = future.result()
-        if self.is_remote and self.sends(job.step) and result.error is None:
+        is_kept_here = (self.is_remote and self.sends(job.step)) or result.is_unsigned
+        if is_kept_here and result.error is None:
             try:
-                result = _keep_result(job, result.values[job.step.name], result.seconds)
+                value = result.values[job.step.name]
+                result = _keep_result(job, value, result.seconds, result.sources, result.problem)
             except Exception as error:  # of the catalog
                 result = _make_failure(job, error, result.seconds)
         return result
@@ -5581,7 +6663,9 @@ class _DaskPool(_Pool):
         self._calls: dict[Any, Any] = {}  # future of a report -> future of the call
 
     def count_workers(self) -> int:
-        return sum(self.executor.nthreads().values()) or 1
+        with contextlib.suppress(Exception):  # it was closed, as its submit() will say
+            return sum(self.executor.nthreads().values()) or 1
+        return 1
 
     def stays(self, job: _Job) -> bool:
         """Tell whether the values of a call stay on the workers."""
@@ -5706,7 +6790,9 @@ class _Elements(_Handle):
 
 
 # The statuses of elements, the weakest first. The strongest one is that of the step.
-_STATUS_ORDER = ("skipped", "fresh", "cached", "ran", "maybe", "new", "stale", "uncached")
+_STATUS_ORDER = (
+    "skipped", "fresh", "cached", "ran", "maybe", "new", "stale", "uncached", "failed"
+)  # fmt: skip
 
 
 class _MapProgress:
@@ -5762,6 +6848,14 @@ class _MapProgress:
         if status == "skipped" or (status == "cached" and not self.step.cache):
             status = "ran"
         reasons = []
+        error = None
+        if status == "failed":
+            failures = [i for i, state in enumerate(states) if state.status == "failed"]
+            error = states[failures[0]].error
+            numbers = ", ".join(map(str, failures[:12]))
+            if len(failures) > 12:
+                numbers += ", …"
+            reasons.append(f"{len(failures)} of {_count(self.size, 'element')} failed: {numbers}")
         for reason_status in (status, "skipped"):
             group = [state for state in states if state.status == reason_status]
             group_reasons = [state.reason for state in group if state.reason]
@@ -5779,6 +6873,7 @@ class _MapProgress:
             "; ".join(reasons),
             sum(state.seconds for state in states),
             max([state.attempts for state in states], default=1),
+            error,
             saved=sum(state.saved for state in states),
             fingerprint=_join_fingerprints(fingerprints) if all(fingerprints) else "",
             elements=self.size,
@@ -5794,8 +6889,8 @@ _LOCK_POLL_INTERVAL = 0.02  # seconds
 _TICK_INTERVAL = 0.25  # seconds
 _MOST_RESTARTS = 20
 
-# What executors raise when a worker has died.
-_LOST_WORKERS = ("BrokenProcessPool", "BrokenThreadPool", "TerminatedWorkerError", "KilledWorker")
+# Raised if an executor was shut down, the last one by Dask.
+_SHUT_DOWN = ("CancelledError", "FutureCancelledError", "ClosedClientError")
 
 
 @dataclass(slots=True, eq=False)
@@ -5838,7 +6933,7 @@ class _Loop:
         self.policy = policy
         self.reuse = policy.reuse
         self.order = results.order
-        self.process_id = os.getpid()
+        self.process_id = _get_process_id()
         self.open_steps: deque[Step] = deque()  # that wait for nothing any more
         self.ready_calls: list[tuple[Any, ...]] = []  # heaps of urgency and task
         self.ready_coroutines: list[tuple[Any, ...]] = []
@@ -5848,7 +6943,10 @@ class _Loop:
         self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()  # of futures
         self.maps: dict[str, _MapProgress] = {}  # that are going on, by the names of their values
         self.locked_keys: set[str] = set()
+        self.lost_steps: set[str] = set()  # that ran in a pool of processes when it broke
         self.counter = itertools.count()  # breaks ties in heaps
+        self.outer_reads = _current_reads.get()  # of a step that runs this pipeline
+        self.problems: set[str] = set()  # for which a warning was issued
         # How many steps, and the caller, still need each value. Inputs stay with the run.
         self.uses = Counter([*self.order.targets, *results.values])
         self.waiting: dict[str, set[str]] = {}  # step -> steps that it waits for
@@ -5923,7 +7021,7 @@ class _Loop:
 
     def take_turn(self) -> None:
         """Begin the most urgent task if there is room for it, or wait for what comes next."""
-        wait_seconds: float | None = None
+        wait_seconds = _LONGEST_DELAY  # a queue cannot wait for ever
         if self.results.failure is None:
             while self.open_steps:
                 self.open_step(self.open_steps.popleft())
@@ -5935,7 +7033,7 @@ class _Loop:
                 if self.done.empty():
                     return
             elif self.later:
-                wait_seconds = max(0.0, self.later[0][0] - _clock())
+                wait_seconds = min(wait_seconds, max(0.0, self.later[0][0] - _clock()))
             elif not self.running:
                 return
         self.receive_next(wait_seconds)
@@ -5952,12 +7050,12 @@ class _Loop:
             task = heapq.heappop(calls)[-1]
         return task
 
-    def receive_next(self, wait_seconds: float | None) -> None:
+    def receive_next(self, wait_seconds: float) -> None:
         """Take the result of the next task that is done, after at most so many seconds."""
         listeners = self.policy.listeners
         wants_ticks = listeners is not None and listeners.wants_ticks
         if wants_ticks:
-            wait_seconds = min(_TICK_INTERVAL, math.inf if wait_seconds is None else wait_seconds)
+            wait_seconds = min(_TICK_INTERVAL, wait_seconds)
         try:
             future = self.done.get(timeout=wait_seconds)
         except queue.Empty:
@@ -5973,7 +7071,7 @@ class _Loop:
         try:
             result = self.pool.get_result(task.job, future)
         except Exception as error:
-            result = _CallResult({}, 0.0, error=self.explain_loss(task, error))
+            result = _CallResult({}, 0.0, error=self.explain_loss(task, error, is_sent=True))
         self.receive(task, result)
 
     def push(self, task: _Task) -> None:
@@ -6070,6 +7168,8 @@ class _Loop:
         if step.name in self.results.states:  # another element has ended it
             return
         arguments = self.get_arguments(task)
+        if self.outer_reads is not None:
+            self.outer_reads.inherit(_list_catalog_files(arguments.values()))
         if task.progress is not None:
             if not task.is_begun:
                 task.is_begun = True
@@ -6092,6 +7192,8 @@ class _Loop:
         elif decision.status == "fresh":
             entry = decision.entry
             assert entry is not None
+            if self.outer_reads is not None:
+                self.outer_reads.inherit(entry.sources)
             status = "fresh" if self.policy.is_plan else "cached"
             fingerprint = entry.fingerprint
             state = _StepState(step.name, status, saved=entry.seconds, fingerprint=fingerprint)
@@ -6135,16 +7237,21 @@ class _Loop:
         entry = decision.entry
         if entry is None:
             self.reuse.forget_values()  # it may change what it is given
-        task.job = job = _Job(
-            step,
-            self.process_id,
-            self.pool.executors,
-            self.reuse.store if entry is not None else None,
-            entry,
-            decision.files,
-            self.reuse.find_datasets(step),
-            entry is not None and self.reuse.is_suspect(entry.key),
-        )
+        datasets = self.reuse.find_datasets(step)
+        job = _Job(step, self.process_id, self.pool.executors, datasets=datasets)
+        if self.outer_reads is not None:
+            job = job._replace(texts=(), variable_key=self.reuse.variable_key)
+        if entry is not None:
+            job = job._replace(
+                store=self.reuse.store,
+                entry=entry,
+                files=decision.files,
+                is_suspect=self.reuse.is_suspect(entry.key),
+                fingerprints={n: f for (kind, n), f in entry.parts.items() if kind == "input"},
+                texts=self.reuse.texts[step.name],
+                variable_key=self.reuse.variable_key,
+            )
+        task.job = job
         if self.policy.listeners is not None and task.attempts == 0 and task.checks == 0:
             kind = "step submitted" if self.pool.sends(step) else "step started"
             self.emit(kind, _StepState(step.name, "running", task.reason), task)
@@ -6156,8 +7263,10 @@ class _Loop:
             return
         try:
             future = self.pool.submit(job, arguments)
+            if future is not None:
+                future.add_done_callback(self.done.put)
         except Exception as error:  # the executor was shut down, or has lost its workers
-            self.fail(task, self.explain_loss(task, error), 0.0)
+            self.fail(task, self.explain_loss(task, error, is_sent=False), 0.0)
             return
         if future is None:
             self.receive(task, _call_step(job, arguments))
@@ -6165,14 +7274,21 @@ class _Loop:
         self.running[future] = task
         if step.is_async:
             self.coroutine_count += 1
-        future.add_done_callback(self.done.put)
 
     # 3. A step, or an element of it, ends
 
     def receive(self, task: _Task, result: _CallResult) -> None:
         """Take what a call returned or raised."""
         step = task.step
-        self.release_lock(task)
+        if task.lock:
+            self.release_lock(task)
+        if self.outer_reads is not None:
+            self.outer_reads.inherit(result.sources)
+        if result.problem:
+            problem = f"step '{step.name}' {result.problem}: its result is not kept"
+            if problem not in self.problems:
+                self.problems.add(problem)
+                _warn(problem)
         if result.entry is None:
             self.reuse.forget_values()  # it may have changed what it was given, up to now
         if step.name in self.results.states:  # another element has ended it
@@ -6182,7 +7298,8 @@ class _Loop:
             if result.traceback:
                 if isinstance(error, SystemExit):
                     error = SystemExit(*error.args)  # Dask loses the code on the way
-                error.__cause__ = _RemoteTraceback(result.traceback)
+                # Not by assignment: the error may be a frozen dataclass.
+                BaseException.__setattr__(error, "__cause__", _RemoteTraceback(result.traceback))
             self.handle_error(task, error, result.seconds)
             return
         values = result.values
@@ -6251,8 +7368,10 @@ class _Loop:
             self.close_map(progress)
 
     def close_map(self, progress: _MapProgress) -> None:
-        self.keep_values(progress.results)
-        self.end(progress.summarize(self.policy.is_plan))
+        state = progress.summarize(self.policy.is_plan)
+        if state.status != "failed":
+            self.keep_values(progress.results)
+        self.end(state)
 
     def keep_values(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -6265,6 +7384,11 @@ class _Loop:
         if task.progress is not None:
             index = task.index
             arguments = self.get_arguments(task)
+            if not self.results.is_fatal(error):  # the other elements go on
+                self.results.add_note(task.step, error, index, arguments)
+                state = _StepState(task.step.name, "failed", "", seconds, task.attempts, error)
+                self.complete(task, dict.fromkeys(task.step.values, _Gap.SKIPPED), state)
+                return
         self.results.record_error(task.step, error, seconds, task.attempts, index, arguments)
         if self.results.failure is not None:
             self.cancel_running()
@@ -6307,7 +7431,15 @@ class _Loop:
             if isinstance(value, _Elements) and not value.holds(_RemoteHandle):
                 continue
             if isinstance(value, _Elements | _RemoteHandle):
-                self.results.values[name] = value.load()
+                try:
+                    self.results.values[name] = value.load()
+                except _DamageError:
+                    raise
+                except Exception as error:  # it cannot be sent, or its worker is gone
+                    step = self.order.producers[name]
+                    del self.results.values[name]
+                    loss = self.explain_loss(_Task(step), error, is_sent=True)
+                    self.results.record_error(step, loss, 0.0)
 
     def cancel_running(self) -> None:
         for future in list(self.running):
@@ -6331,24 +7463,63 @@ class _Loop:
                 facts["index"] = task.index
         listeners.emit(kind, state.name, state=state, **facts)
 
-    def explain_loss(self, task: _Task, error: Exception) -> DagkitError:
-        """Make the error of a call that an executor could not send, or has lost."""
+    def explain_loss(self, task: _Task, error: Exception, is_sent: bool) -> DagkitError:
+        """Make the error of a call that an executor could not take, or has lost."""
         step = task.step
         text = _describe_error(error)
-        if type(error).__name__ not in _LOST_WORKERS:
+        kind = type(error).__name__
+        if "NotShareableError" in text:  # its message shows all that was sent
+            text = "NotShareableError"
+        is_broken = kind.startswith("Broken") or kind == "TerminatedWorkerError"
+        if is_broken and is_sent and self.pool.has_processes and not self.lost_steps:
+            self.lost_steps = self.find_lost_steps(task)
+        names = self.lost_steps
+        if kind == "KilledWorker":  # of Dask, which goes on without this worker
+            names = {step.name}
+        if step.name in names:
+            problem = f"a worker process died while it ran {_join_names(map(repr, names))}"
+            advice = (
+                "a script that starts processes needs `if __name__ == '__main__':`; otherwise "
+                "check what kills the worker, such as a lack of memory"
+            )
+            text = f"{problem}\n  {step.definition}\n  {text}\n  {advice}"
+            return WorkerError(text, step=step.name)
+        if is_broken:
+            problem = "did not run, because the executor is broken"
+            advice = "make a new executor"
+        elif "shutdown" in text or kind in _SHUT_DOWN:
+            problem = "did not run, because the executor was shut down"
+            advice = "make a new executor, and shut it down after the run"
+        else:
+            problem = "could not be sent to the executor, or its result back"
             advice = (
                 "define functions at the level of a module, or use loky or Dask, which send code "
                 "too; pass and return what can be pickled; or keep the step here: local=True"
             )
-            problem = "could not be sent to the executor, or its result back"
-            return step._error(f"{problem}: {text}", advice, WorkerError)
-        names = sorted({step.name, *[other.step.name for other in self.running.values()]})
-        advice = (
-            "a script that starts processes needs `if __name__ == '__main__':`; otherwise check "
-            "what kills the worker, such as a lack of memory"
-        )
-        problem = f"a worker process died while it ran {_join_names(map(repr, names))}"
-        return WorkerError(f"{problem}\n  {step.definition}\n  {text}\n  {advice}", step=step.name)
+        return step._error(f"{problem}: {text}", advice, WorkerError)
+
+    def find_lost_steps(self, task: _Task) -> set[str]:
+        """Return the steps whose calls the workers were making when a pool of processes broke.
+
+        The first call of which we learn is the oldest. Calls begin in the order in which they are
+        sent, so the others are the next ones that have no result.
+        """
+        tasks = [task]
+        for future, other in self.running.items():
+            has_result = future.done() and (future.cancelled() or future.exception() is None)
+            if self.pool.sends(other.step) and not has_result:
+                tasks.append(other)
+        return {other.step.name for other in tasks[: self.pool.count_workers()]}
+
+
+def _list_catalog_files(values: Iterable[Any]) -> list[_Source]:
+    """List the files of the catalog that values are loaded from."""
+    sources: list[_Source] = []
+    for value in values:
+        if isinstance(value, _CatalogHandle) and isinstance(value.dataset, _FileDataset):
+            path = value.dataset.absolute_path
+            sources.append(_ReadSource(path, _compute_file_fingerprint(path)))
+    return sources
 
 
 def _find_elements(step: Step, name: str, value: Any) -> Any:
@@ -6361,10 +7532,11 @@ def _find_elements(step: Step, name: str, value: Any) -> Any:
     if isinstance(value, _Handle):
         value = value.load()
     is_table = hasattr(value, "columns")  # iterating over a data frame gives the column names
-    if is_table or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        problem = f"maps over '{name}', which is {_summarize(value)}"
-        raise step._error(problem, "expected a list, or another iterable of elements", ResultError)
-    return list(value)
+    if not is_table and not isinstance(value, str | bytes | Mapping):
+        with contextlib.suppress(TypeError):  # it is not iterable
+            return list(value)
+    problem = f"maps over '{name}', which is {_summarize(value)}"
+    raise step._error(problem, "expected a list, or another iterable of elements", ResultError)
 
 
 class _Session:
@@ -6460,7 +7632,7 @@ def _names_files(value: Any) -> bool:
     """Tell whether a value is a file, or several, which a step may have written."""
     if isinstance(value, list | tuple) and value:
         value = value[0]
-    return isinstance(value, PurePath | _Handle)
+    return isinstance(value, os.PathLike | _Handle)
 
 
 ########################################################################################
@@ -6516,11 +7688,6 @@ _LOOKS = {
 _ASCII_SIGNS = {"·": "-", "…": "~", "→": ">", "×": "x"}
 _ASCII_SIGNS |= {look.glyph: look.ascii for look in _LOOKS.values()}
 
-# Characters that control a terminal, change the direction of text, or are invalid in XML.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
-
 _MOST_DEPENDENCIES = 8  # in a row of a table
 _MOST_VALUES = 20  # values of a run that are written below its table
 
@@ -6540,6 +7707,7 @@ class _Scene(NamedTuple):
 
     def select(self, targets: Collection[str]) -> _Scene:
         """Reduce the scene to what some targets need; given values need nothing."""
+        __tracebackhide__ = True
         if self.fault:
             return self
         targets = _normalize_names(tuple(map(str, targets)))
@@ -6601,7 +7769,7 @@ def _describe_outcome(state: _StepState) -> str:
         case "fresh":
             details.append(f"saves {_format_duration(state.saved)}")
         case "cached":
-            details.append(f"saved {_format_duration(state.saved)}")
+            details += [f"saved {_format_duration(state.saved)}", state.reason]
         case "ran":
             details.append(_format_duration(state.seconds))
             if state.attempts > 1:
@@ -6612,12 +7780,12 @@ def _describe_outcome(state: _StepState) -> str:
                 details.append(state.reason)
         case "failed":
             details.append(_format_duration(state.seconds))
-            details.append(_describe_error(state.error) or state.reason)
+            details += [_describe_error(state.error), state.reason]
         case _:
             details.append(state.reason)
     if state.elements is not None and state.status in ("fresh", "cached", "ran"):
         details.append(_count(state.elements, "element"))
-    return "   ".join(details)
+    return "   ".join(filter(None, details))
 
 
 def _describe_briefly(state: _StepState) -> str:
@@ -6632,11 +7800,6 @@ def _describe_briefly(state: _StepState) -> str:
         case "failed" if state.error is not None:
             return type(state.error).__name__
     return state.reason or state.status
-
-
-def _make_printable(text: str) -> str:
-    """Make one line of a text that may contain anything, without unprintable characters."""
-    return _UNPRINTABLE.sub("\ufffd", re.sub(r"[\t\r\n]+", " ", text))
 
 
 def _count_cells(text: str) -> int:
@@ -6735,10 +7898,7 @@ def _list_values(scene: _Scene) -> list[str]:
     lines = []
     for name, value in scene.values.items():
         if name in names:
-            text = "not loaded yet"
-            if not isinstance(value, _Handle):
-                text = _summarize(value)
-            lines.append(f"{name} = {text}")
+            lines.append(f"{name} = {_summarize(value)}")
     if len(lines) > _MOST_VALUES:
         lines[_MOST_VALUES:] = [f"… and {len(lines) - _MOST_VALUES} more"]
     return lines
@@ -6791,26 +7951,28 @@ _Point = tuple[float, float]
 _Edge = tuple[str, str]  # from a producer to a consumer
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class _Node:
     """A box in the layout; or a bend, where an edge passes a rank."""
 
-    number: int  # in the order of declaration; the bends come last
-    above: list[_Node] = field(default_factory=list)  # neighbours in the rank before
-    below: list[_Node] = field(default_factory=list)  # neighbours in the rank after
-    position: float = 0.0  # in its rank, from 0 to 1
-    upper_ends: list[float] = field(default_factory=list)  # positions of its neighbours, sorted
-    lower_ends: list[float] = field(default_factory=list)
-    wish: float = 0.0  # where it should be if the other nodes of its rank allow it
-    width: float = 0.0  # of a box, in px, at a right angle to the flow
-    height: float = 0.0
-    weight: float = 3.0  # how strongly it pulls its neighbours, and resists them
-    pull: float = 0.0  # of all its neighbours
-    slot: float = 0.0  # its centre if the nodes of its rank were as close as they may be
-    centre: float = 0.0
-    top: float = 0.0  # of its rank
-    middle: float = 0.0
-    bottom: float = 0.0
+    def __init__(self, number: int) -> None:
+        self.number = number  # in the order of declaration; the bends come last
+        self.above: list[_Node] = []  # neighbours in the rank before
+        self.below: list[_Node] = []  # neighbours in the rank after
+        # Where it is in its rank:
+        self.position = 0.0  # from 0 to 1
+        self.upper_ends: list[float] = []  # positions of its neighbours, sorted
+        self.lower_ends: list[float] = []
+        self.wish = 0.0  # where it should be if the other nodes of its rank allow it
+        # Where it lies, in px, if edges go downwards:
+        self.width = 0.0  # of a box, at a right angle to the flow
+        self.height = 0.0
+        self.weight = 3.0  # how strongly it pulls its neighbours, and resists them
+        self.pull = 0.0  # of all its neighbours
+        self.slot = 0.0  # its centre if the nodes of its rank were as close as they may be
+        self.centre = 0.0
+        self.top = 0.0  # of its rank
+        self.middle = 0.0
+        self.bottom = 0.0
 
 
 _Rows = list[list[_Node]]  # the ranks
@@ -7117,7 +8279,7 @@ _ARROWHEAD = 'class="a" fill="#8a919c"'
 _FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 _PLAIN_LOOK = _Look("", "", "", "#5c636e", "#a9b0ba", "", width=1.3)
 _DARK_STYLE = (
-    ".p{fill:#1b1e23}.t{fill:#e8eaed}.s{fill:#a9b0ba}.e{stroke:#7d8590}.a{fill:#7d8590}"
+    ".p{fill:#111111}.t{fill:#e8eaed}.s{fill:#a9b0ba}.e{stroke:#7d8590}.a{fill:#7d8590}"
     ".n{stroke:#a9b0ba}.n-f{fill:#a9b0ba}"
 )
 
@@ -7134,7 +8296,7 @@ def _escape(text: str) -> str:
     """Make a text safe as content and as an attribute of HTML and SVG."""
     import html
 
-    return html.escape(_UNPRINTABLE.sub("\ufffd", text), quote=True)
+    return html.escape(_clean_text(text), quote=True)
 
 
 def _draw_text(x: float, y: float, text: str, style: str) -> str:
@@ -7376,10 +8538,12 @@ def _format_html(scene: _Scene, is_page: bool = False) -> str:
     if svg and not is_page:
         import base64
 
-        width = min(width, max(round(_CELL_SIZE[0]), round(_SMALLEST_SCALE * width)))
+        smallest = round(_SMALLEST_SCALE * width)
+        width = min(width, max(round(_CELL_SIZE[0]), smallest))  # where styles are stripped
+        style = f"max-width:100%;min-width:{smallest}px;height:auto"
         url = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
         description = _escape(_describe_picture(scene))
-        svg = f'<img alt="{description}" width="{width}" style="max-width:none" src="{url}">'
+        svg = f'<img alt="{description}" width="{width}" style="{style}" src="{url}">'
     if svg:
         html += f'<div style="overflow-x:auto">{svg}</div>'
     else:
@@ -7405,7 +8569,7 @@ _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PAGE_STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--tint:#f4f5f7;--line:#d5d9df}
 @media (prefers-color-scheme:dark){:root{
---paper:#1b1e23;--ink:#e8eaed;--tint:#262a31;--line:#3a3f48}}
+--paper:#111111;--ink:#e8eaed;--tint:#262a31;--line:#3a3f48}}
 body{font:14px/1.5 system-ui,sans-serif;margin:2em;background:var(--paper);color:var(--ink)}
 p{font-size:16px} div,pre{overflow-x:auto} table{border-collapse:collapse;margin:1em 0}
 td{padding:.3em 2em .3em 0;border-top:1px solid var(--line);vertical-align:top}
@@ -7523,8 +8687,10 @@ class _Displayable:
           more    x
           twice   more
         """
-        if format not in ("html", "svg"):
-            raise ValueError(f"show() was given format={format!r}: expected 'html' or 'svg'")
+        __tracebackhide__ = True
+        if not isinstance(format, str) or format not in ("html", "svg"):
+            text = f"show() was given format={_summarize(format)}: expected 'html' or 'svg'"
+            raise ValueError(text)
         scene = self._make_scene()
         if targets:
             scene = scene.select(targets)
@@ -7594,8 +8760,7 @@ class _Listeners:
 
     def __init__(self, listeners: list[_Listener]) -> None:
         self._listeners = listeners
-        self._displays: list[Any] = [x for x in listeners if hasattr(x, "tick")]
-        self.wants_ticks = bool(self._displays)
+        self.wants_ticks = any(hasattr(listener, "tick") for listener in listeners)
 
     def emit(self, kind: str, step: str = "", **facts: Any) -> None:
         """Call the listeners with a new event, which has these facts."""
@@ -7604,16 +8769,15 @@ class _Listeners:
             self._call(listener, listener, event)
 
     def tick(self) -> None:
-        for display in [*self._displays]:
-            self._call(display, display.tick)
+        for listener in [*self._listeners]:
+            if hasattr(listener, "tick"):
+                self._call(listener, listener.tick)
 
     def _call(self, listener: Any, method: Callable[..., object], *arguments: Any) -> None:
         try:
             method(*arguments)
         except Exception as error:
             self._listeners.remove(listener)
-            if listener in self._displays:
-                self._displays.remove(listener)
             _warn(
                 f"{_summarize(listener)} will receive no further events of this run: "
                 f"{_describe_error(error)}"
@@ -7962,7 +9126,7 @@ def _read_history(lines: Iterable[bytes], title: str) -> _History:
     """Read the records of the pipelines of that name; leave out lines that are no record."""
     history = _History()
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, AttributeError, StopIteration):
+        with contextlib.suppress(Exception):  # anything may stand there, such as 10,000 brackets
             record = _Record(line)
             if record["pipeline"] == title:
                 history.append(record)
@@ -8070,9 +9234,7 @@ class _ProgressLines:
         return self._fit(f"{text}   {self.counts.total()}/{len(self.steps)}")
 
     def _format_summary(self, state: _StepState) -> str:
-        verb = "done"
-        if state.status == "failed" or self.counts["failed"]:
-            verb = "failed"
+        verb = "failed" if state.status == "failed" or self.counts["failed"] else "done"
         texts = [f"{self.title} {verb} in {_format_duration(state.seconds)}"]
         for status in filter(self.counts.get, _LOOKS):
             texts.append(f"{self.counts[status]} {status}")
@@ -8418,7 +9580,7 @@ _PIPELINE_OPTIONS = {
         lambda x: isinstance(x, Store | str | os.PathLike | None), "a Store or the path of a folder"
     ),
     "executor": _Option(
-        lambda x: x is None or hasattr(x, "submit"),
+        lambda x: x is None or (hasattr(x, "submit") and not isinstance(x, type)),
         "an object with submit(), such as a ThreadPoolExecutor",
     ),
     "catalog": _Option(
@@ -8517,14 +9679,16 @@ class Pipeline(_Displayable, _Composable):
         name: str = "",
     ) -> None:
         __tracebackhide__ = True
-        if not callable(on_event) and isinstance(on_event, Iterable):
-            on_event = list(on_event)
+        listeners: Any = on_event
+        if not callable(on_event):
+            with contextlib.suppress(Exception):  # it is not iterable, which the check will say
+                listeners = list(on_event)
         self._options = {
             "cache": cache,
             "store": store,
             "executor": executor,
             "catalog": catalog,
-            "on_event": on_event,
+            "on_event": listeners,
             "progress": progress,
             "on_error": on_error,
             "name": name,
@@ -8537,7 +9701,7 @@ class Pipeline(_Displayable, _Composable):
             self._catalog = _read_catalog(catalog)
         except DagkitError as error:
             raise error.with_traceback(None) from None
-        self._listeners: list[_Listener] = on_event if isinstance(on_event, list) else [on_event]
+        self._listeners: list[_Listener] = listeners if isinstance(listeners, list) else [listeners]
         self._store = store if isinstance(store, Store) else Store(store)
         self._has_store = store is not None or "DAGKIT_STORE" in os.environ
         self._code_memo = _CodeMemo()
@@ -8685,6 +9849,9 @@ class Pipeline(_Displayable, _Composable):
         outcome = self._execute(preparation)
         if isinstance(outcome, Run):
             return outcome
+        if _get_notebook_cell() is not None:
+            with contextlib.suppress(Exception):  # the exception may be frozen
+                outcome._render_traceback_ = _render_traceback  # type: ignore[attr-defined]
         try:
             raise outcome
         finally:
@@ -8893,9 +10060,9 @@ class Pipeline(_Displayable, _Composable):
             name = source.__name__ if isinstance(source, ModuleType) else source
             if name == "__main__":
                 path = getattr(sys.modules[name], "__file__", None) or "pipeline"
-                return os.path.splitext(os.path.basename(path))[0]
+                name = os.path.splitext(os.path.basename(path))[0]
             if isinstance(name, str):
-                return name
+                return _make_printable(name)
         return "pipeline"
 
     def _make_scene(self) -> _Scene:
