@@ -3002,9 +3002,12 @@ def _is_patch(member: Any) -> bool:
     return (home == "__main__" or bool(file)) and _find_packages(home, file) is None
 
 
+_LAZY_TYPE: Any = getattr(types, "LazyImportType", ())  # Python 3.15
+
+
 def _get_global(space: dict[str, Any], name: str) -> Any:
     value = space.get(name, _MISSING)
-    if type(value).__name__ == "lazy_import":  # Python 3.15
+    if isinstance(value, _LAZY_TYPE):
         try:
             value = value.resolve()
         except Exception as error:  # importing a module may raise anything
@@ -3220,6 +3223,11 @@ def _find_project_facts(cls: type[Any]) -> tuple[dict[str, Any], Collection[str]
     if type(cls).__name__ == "JitClassType":  # of numba
         kind = cls.class_type
         return {"methods": kind.jit_methods, "fields": str(list(kind.struct.items()))}, space.keys()
+    if getattr(cls, "_is_protocol", None) is False:
+        # typing stores an inherited __init__ in the class when its first instance is made.
+        init = space.get("__init__")
+        if any(vars(base).get("__init__") is init for base in cls.__mro__[1:]):
+            return {}, {"__init__"}
     if issubclass(cls, enum.Enum):
         return {}, _split("_value2member_map_ _hashable_values_ _unhashable_values_ "
             "_unhashable_values_map_")  # fmt: skip
@@ -3314,7 +3322,7 @@ def _hash_members(walk: _Walk, space: dict[str, Any]) -> bytes:
         names = (names - {"__annotations__"}) | {"__annotate__"}
     names &= space.keys()
     if not _REFLECTION.isdisjoint(walk.names):
-        kinds = (*_CODE_TYPES, functools.partial, functools._lru_cache_wrapper)
+        kinds = (*_CODE_TYPES, functools.partial, functools._lru_cache_wrapper, _LAZY_TYPE)
         for name, value in space.items():
             if isinstance(value, kinds) and not name.startswith("__"):
                 names.add(name)
@@ -9048,16 +9056,15 @@ class _Record(dict[str, Any]):
             fields = json.loads(line)
         for name, default in _RECORD_FIELDS.items():
             fact = fields.get(name, default)
-            if type(fact) is not type(default):
+            kind = type(fact)
+            if kind is not type(default):
                 raise ValueError(f"the field {name} of a record cannot be {fact!r}")
-            if name == "inputs":
-                for input_name, recorded in fact.items():
-                    self[f"inputs.{input_name}"] = next(iter(recorded.values()))
-            elif name == "metrics":
-                for metric_name, metric in fact.items():
-                    self[f"metrics.{metric_name}"] = metric
-            elif name not in ("targets", "steps"):
+            if kind is str or kind is float:
                 self[name] = fact
+        for name, recorded in fields.get("inputs", {}).items():
+            self[f"inputs.{name}"] = next(iter(recorded.values()))
+        for name, metric in fields.get("metrics", {}).items():
+            self[f"metrics.{name}"] = metric
         self._line = line
 
     @property
@@ -9126,10 +9133,12 @@ def _read_history(lines: Iterable[bytes], title: str) -> _History:
     """Read the records of the pipelines of that name; leave out lines that are no record."""
     history = _History()
     for line in lines:
-        with contextlib.suppress(Exception):  # anything may stand there, such as 10,000 brackets
+        try:
             record = _Record(line)
-            if record["pipeline"] == title:
-                history.append(record)
+        except Exception:  # anything may stand there, such as 10,000 brackets
+            continue
+        if record["pipeline"] == title:
+            history.append(record)
     return history
 
 

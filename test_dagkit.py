@@ -430,8 +430,8 @@ def test_a_default_factory_of_a_class_makes_the_value() -> None:
 
 
 def test_default_factories_of_attrs_and_pydantic_make_the_value() -> None:
-    attrs = pytest.importorskip("attrs")
-    pydantic = pytest.importorskip("pydantic")
+    attrs = importlib.import_module("attrs")
+    pydantic = importlib.import_module("pydantic")
     models = [
         attrs.make_class("Sizes", {"x": attrs.field(), "y": attrs.field(factory=list)}),
         pydantic.create_model(
@@ -939,9 +939,10 @@ def test_after_names_steps_and_outputs_only() -> None:
     ]
 
 
+@pytest.mark.libraries
 @pytest.mark.slow
 def test_hamilton_decorators_that_change_values_are_an_error_that_names_them() -> None:
-    modifiers: Any = pytest.importorskip("hamilton.function_modifiers")
+    modifiers: Any = importlib.import_module("hamilton.function_modifiers")
 
     def sized(x: int) -> int:
         return x
@@ -10288,6 +10289,7 @@ def test_a_pipeline_without_store_and_cache_records_nothing(
     shop: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DAGKIT_STORE")
+    monkeypatch.chdir(tmp_path)
     pipeline = Pipeline(shop)
     pipeline.run(prices=[1])
     assert pipeline.history() == []
