@@ -33,8 +33,8 @@ Part II, reuse: what is kept on disk, and when it may be used again
     Reuse        decides whether a stored result can be used, and says why not
 
 Part III, running wide
-    Calls        one call of a step's function, wherever it is made: thread, process, cluster
     Maps         the list that a mapped step makes, element by element
+    Calls        one call of a step's function, wherever it is made: thread, process, cluster
     Loop         the ready/done loop: runs steps that wait, overlap, retry, are reused; and plans
 
 Part IV, watching
@@ -271,7 +271,8 @@ def _warn(text: str) -> None:
     level = 1
     while sys._getframe(level).f_globals is globals() and sys._getframe(level).f_back:
         level += 1
-    warnings.warn(_clean_text(text), DagkitWarning, stacklevel=level + 1)
+    with contextlib.suppress(ValueError):  # stderr was closed
+        warnings.warn(_clean_text(text), DagkitWarning, stacklevel=level + 1)
 
 
 def _join_names(names: Iterable[str], limit: int = 12) -> str:
@@ -315,6 +316,14 @@ def _unwrap(function: Any) -> Any:
     return function
 
 
+def _get_working_folder() -> str:
+    """Return the working folder; if it was removed, a path below which nothing can be."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.devnull
+
+
 def _shorten_path(path: str) -> str:
     """Return a path relative to the working folder, or ``<cell 5>`` for a cell of a notebook."""
     if "ipykernel_" in path:  # Jupyter compiles each cell under the name of a temporary file
@@ -322,9 +331,7 @@ def _shorten_path(path: str) -> str:
             _, name = sys.modules["IPython"].get_ipython().compile.format_code_name(path)
             return f"<cell {name.removeprefix('In[').removesuffix(']')}>"
         return "<notebook>"
-    with contextlib.suppress(OSError):  # the working folder may have been removed
-        path = path.removeprefix(os.path.join(os.getcwd(), ""))
-    return _make_printable(path)
+    return _make_printable(path.removeprefix(os.path.join(_get_working_folder(), "")))
 
 
 def _is_path_text(value: object) -> bool:
@@ -4248,7 +4255,8 @@ class Store:
         text = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not _is_path_text(text) or not text:
             raise StepError(f"a store needs the path of a folder, not {_summarize(path)}")
-        self.__setstate__(os.path.realpath(os.path.expanduser(text)))
+        path = os.path.join(_get_working_folder(), os.path.expanduser(text))
+        self.__setstate__(os.path.realpath(path))
         self._folder.is_default = is_default
 
     def __repr__(self) -> str:
@@ -4774,7 +4782,7 @@ class _Reads:
 
     def __init__(self, texts: Iterable[str], variable_key: bytes) -> None:
         self._start = time.time_ns()
-        self._folder = os.getcwd()
+        self._folder = _get_working_folder()
         self._variable_key = variable_key
         self._text_files = _find_files(texts)
         self._files: dict[str, _FileStamp] = {}  # as they were when the step first opened them
@@ -4811,8 +4819,8 @@ class _Reads:
             return  # the file is open already
         if type(path) is not str:
             path = os.fsdecode(path or ".")
-        if not os.path.isabs(path) and os.getcwd() != self._folder:
-            path = os.path.join(os.getcwd(), path)
+        if not os.path.isabs(path) and _get_working_folder() != self._folder:
+            path = os.path.join(_get_working_folder(), path)
         if event in _LIST_EVENTS:
             if caller.f_globals.get("__name__") not in _IMPORT_MODULES:
                 self._folders[path] = None
@@ -5551,7 +5559,8 @@ class _FileDataset:
         self.is_local = re.match(r"[\w+.-]{2,}:(:|//)", path) is None  # C:// is a drive
         self.absolute_path = path
         if self.is_local:  # a worker process may be in another folder
-            self.absolute_path = os.path.abspath(os.path.expanduser(path))
+            full_path = os.path.join(_get_working_folder(), os.path.expanduser(path))
+            self.absolute_path = os.path.abspath(full_path)
         match = re.search(r"\.\w+(\.gz)?\Z", path.lower())
         self.suffix = match[0] if match else ""
         if self.suffix not in _FORMATS:
@@ -6363,6 +6372,170 @@ def _write_out(label: str, value: Any, depth: int = 3) -> dict[str, str]:
 
 
 ########################################################################################
+### Maps
+########################################################################################
+
+
+class _Gap(Enum):
+    """Stands in a list for an absent element."""
+
+    PENDING = "not made yet"
+    SKIPPED = "skipped"
+    DROPPED = "not needed any more"
+
+
+class _Elements(_Handle):
+    """The list that a mapped step makes.
+
+    Maps that go through it see its gaps, so that lists side by side keep their pairs; all others
+    get a list without them. Each element is dropped after the last of these maps, the readers,
+    unless something else needs the list as a whole.
+    """
+
+    def __init__(self, size: int, reader_count: int, is_needed_whole: bool) -> None:
+        self.items: list[Any] = [_Gap.PENDING] * size
+        self._reader_counts = [reader_count] * size
+        self._is_needed_whole = is_needed_whole
+        self._list: list[Any] | None = None
+        self.unknown: _Unknown | None = None  # an element that only a run can make
+
+    def __repr__(self) -> str:
+        if self.holds(_Handle):
+            return f"<list of {_count(len(self.list_items()), 'element')}>"
+        return _summarize(self.list_items())
+
+    @property
+    def fingerprint(self) -> str:
+        return _join_fingerprints(["list", *[_examine(item)[0] for item in self.list_items()]])
+
+    @property
+    def files(self) -> Sequence[_Source]:
+        return [file for item in self.list_items() for file in _examine(item)[1]]
+
+    def load(self) -> list[Any]:
+        """Return the list: always the same one if all elements are in memory."""
+        if self._list is not None:
+            return self._list
+        items = self.list_items()
+        if self.holds(_Handle):
+            return [item.load() if isinstance(item, _Handle) else item for item in items]
+        self._list = items
+        return items
+
+    def list_items(self) -> list[Any]:
+        return [item for item in self.items if not isinstance(item, _Gap)]
+
+    def holds(self, kind: type) -> bool:
+        return any(isinstance(item, kind) for item in self.items)
+
+    def add(self, index: int, value: Any) -> None:
+        if isinstance(value, _Unknown):
+            self.unknown = value
+        self.items[index] = value
+        self._drop_if_unneeded(index)
+
+    def release(self, index: int) -> None:
+        """Take note that a reader has dealt with an element."""
+        self._reader_counts[index] -= 1
+        self._drop_if_unneeded(index)
+
+    def _drop_if_unneeded(self, index: int) -> None:
+        if self._reader_counts[index] == 0 and not self._is_needed_whole:
+            self.items[index] = _Gap.DROPPED
+
+
+# The statuses of elements, the weakest first. The strongest one is that of the step.
+_STATUS_ORDER = (
+    "skipped", "fresh", "cached", "ran", "maybe", "new", "stale", "uncached", "failed"
+)  # fmt: skip
+
+
+class _MapProgress:
+    """A mapped step that is going on.
+
+    ``arguments`` are all that the step takes, ``sources`` the lists that it goes through: those of
+    another map may still be growing. ``depth`` is how many maps it follows, one through the other.
+    """
+
+    def __init__(
+        self, step: Step, arguments: dict[str, Any], sources: dict[str, Any], depth: int
+    ) -> None:
+        self.step = step
+        self.depth = depth
+        self.results: dict[str, _Elements] = {}
+        self._arguments = arguments
+        self._followed = [source for source in sources.values() if isinstance(source, _Elements)]
+        self._lists = {}
+        for name, source in sources.items():
+            self._lists[name] = source.items if isinstance(source, _Elements) else source
+        sizes = {name: len(items) for name, items in self._lists.items()}
+        if len(set(sizes.values())) > 1:
+            texts = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            problem = f"maps over lists of different lengths: {texts}"
+            raise step._error(problem, "expected equal lengths", ResultError)
+        self.size = self.left = max(sizes.values())
+        # Elements that are there and have not begun.
+        self.backlog = iter([index for index in range(self.size) if self.is_ready(index)])
+        self._states: list[_StepState | None] = [None] * self.size
+
+    def is_ready(self, index: int) -> bool:
+        return all(items[index] is not _Gap.PENDING for items in self._lists.values())
+
+    def get_arguments(self, index: int) -> dict[str, Any]:
+        elements = {name: items[index] for name, items in self._lists.items()}
+        return {**self._arguments, **elements}
+
+    def record(self, index: int, state: _StepState, values: Mapping[str, Any]) -> None:
+        """Take what became of an element."""
+        self.left -= 1
+        self._states[index] = state
+        for name, elements in self.results.items():
+            elements.add(index, values[name])
+        for source in self._followed:
+            source.release(index)
+
+    def summarize(self, is_plan: bool) -> _StepState:
+        """Return the state of the step, from those of its elements."""
+        states = [state for state in self._states if state is not None]
+        status = "fresh" if is_plan else "cached"  # of an empty list
+        if states:
+            status = max([state.status for state in states], key=_STATUS_ORDER.index)
+        if status == "skipped" or (status == "cached" and not self.step.cache):
+            status = "ran"
+        reasons = []
+        error = None
+        if status == "failed":
+            failures = [i for i, state in enumerate(states) if state.status == "failed"]
+            error = states[failures[0]].error
+            numbers = ", ".join(map(str, failures[:12]))
+            if len(failures) > 12:
+                numbers += ", …"
+            reasons.append(f"{len(failures)} of {_count(self.size, 'element')} failed: {numbers}")
+        for reason_status in (status, "skipped"):
+            group = [state for state in states if state.status == reason_status]
+            group_reasons = [state.reason for state in group if state.reason]
+            text = f"{len(group)} of {_count(self.size, 'element')}"
+            if reason_status == "skipped" and group:
+                reasons.append(": ".join([f"{text} skipped", *group_reasons[:1]]))
+            elif group_reasons and len(group) < self.size:
+                reasons.append(f"{text}, {group_reasons[0]}")
+            elif group_reasons:
+                reasons.append(group_reasons[0])
+        fingerprints = [state.fingerprint for state in states]
+        return _StepState(
+            self.step.name,
+            status,
+            "; ".join(reasons),
+            sum(state.seconds for state in states),
+            max([state.attempts for state in states], default=1),
+            error,
+            saved=sum(state.saved for state in states),
+            fingerprint=_join_fingerprints(fingerprints) if all(fingerprints) else "",
+            elements=self.size,
+        )
+
+
+########################################################################################
 ### Calls
 ########################################################################################
 
@@ -6722,170 +6895,6 @@ def _get_value(result: _CallResult, name: str) -> Any:
 
 def _drop_values(result: _CallResult) -> _CallResult:
     return result._replace(values={})
-
-
-########################################################################################
-### Maps
-########################################################################################
-
-
-class _Gap(Enum):
-    """Stands in a list for an absent element."""
-
-    PENDING = "not made yet"
-    SKIPPED = "skipped"
-    DROPPED = "not needed any more"
-
-
-class _Elements(_Handle):
-    """The list that a mapped step makes.
-
-    Maps that go through it see its gaps, so that lists side by side keep their pairs; all others
-    get a list without them. Each element is dropped after the last of these maps, the readers,
-    unless something else needs the list as a whole.
-    """
-
-    def __init__(self, size: int, reader_count: int, is_needed_whole: bool) -> None:
-        self.items: list[Any] = [_Gap.PENDING] * size
-        self._reader_counts = [reader_count] * size
-        self._is_needed_whole = is_needed_whole
-        self._list: list[Any] | None = None
-        self.unknown: _Unknown | None = None  # an element that only a run can make
-
-    def __repr__(self) -> str:
-        if self.holds(_Handle):
-            return f"<list of {_count(len(self.list_items()), 'element')}>"
-        return _summarize(self.list_items())
-
-    @property
-    def fingerprint(self) -> str:
-        return _join_fingerprints(["list", *[_examine(item)[0] for item in self.list_items()]])
-
-    @property
-    def files(self) -> Sequence[_Source]:
-        return [file for item in self.list_items() for file in _examine(item)[1]]
-
-    def load(self) -> list[Any]:
-        """Return the list: always the same one if all elements are in memory."""
-        if self._list is not None:
-            return self._list
-        items = self.list_items()
-        if self.holds(_Handle):
-            return [item.load() if isinstance(item, _Handle) else item for item in items]
-        self._list = items
-        return items
-
-    def list_items(self) -> list[Any]:
-        return [item for item in self.items if not isinstance(item, _Gap)]
-
-    def holds(self, kind: type) -> bool:
-        return any(isinstance(item, kind) for item in self.items)
-
-    def add(self, index: int, value: Any) -> None:
-        if isinstance(value, _Unknown):
-            self.unknown = value
-        self.items[index] = value
-        self._drop_if_unneeded(index)
-
-    def release(self, index: int) -> None:
-        """Take note that a reader has dealt with an element."""
-        self._reader_counts[index] -= 1
-        self._drop_if_unneeded(index)
-
-    def _drop_if_unneeded(self, index: int) -> None:
-        if self._reader_counts[index] == 0 and not self._is_needed_whole:
-            self.items[index] = _Gap.DROPPED
-
-
-# The statuses of elements, the weakest first. The strongest one is that of the step.
-_STATUS_ORDER = (
-    "skipped", "fresh", "cached", "ran", "maybe", "new", "stale", "uncached", "failed"
-)  # fmt: skip
-
-
-class _MapProgress:
-    """A mapped step that is going on.
-
-    ``arguments`` are all that the step takes, ``sources`` the lists that it goes through: those of
-    another map may still be growing. ``depth`` is how many maps it follows, one through the other.
-    """
-
-    def __init__(
-        self, step: Step, arguments: dict[str, Any], sources: dict[str, Any], depth: int
-    ) -> None:
-        self.step = step
-        self.depth = depth
-        self.results: dict[str, _Elements] = {}
-        self._arguments = arguments
-        self._followed = [source for source in sources.values() if isinstance(source, _Elements)]
-        self._lists = {}
-        for name, source in sources.items():
-            self._lists[name] = source.items if isinstance(source, _Elements) else source
-        sizes = {name: len(items) for name, items in self._lists.items()}
-        if len(set(sizes.values())) > 1:
-            texts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            problem = f"maps over lists of different lengths: {texts}"
-            raise step._error(problem, "expected equal lengths", ResultError)
-        self.size = self.left = max(sizes.values())
-        # Elements that are there and have not begun.
-        self.backlog = iter([index for index in range(self.size) if self.is_ready(index)])
-        self._states: list[_StepState | None] = [None] * self.size
-
-    def is_ready(self, index: int) -> bool:
-        return all(items[index] is not _Gap.PENDING for items in self._lists.values())
-
-    def get_arguments(self, index: int) -> dict[str, Any]:
-        elements = {name: items[index] for name, items in self._lists.items()}
-        return {**self._arguments, **elements}
-
-    def record(self, index: int, state: _StepState, values: Mapping[str, Any]) -> None:
-        """Take what became of an element."""
-        self.left -= 1
-        self._states[index] = state
-        for name, elements in self.results.items():
-            elements.add(index, values[name])
-        for source in self._followed:
-            source.release(index)
-
-    def summarize(self, is_plan: bool) -> _StepState:
-        """Return the state of the step, from those of its elements."""
-        states = [state for state in self._states if state is not None]
-        status = "fresh" if is_plan else "cached"  # of an empty list
-        if states:
-            status = max([state.status for state in states], key=_STATUS_ORDER.index)
-        if status == "skipped" or (status == "cached" and not self.step.cache):
-            status = "ran"
-        reasons = []
-        error = None
-        if status == "failed":
-            failures = [i for i, state in enumerate(states) if state.status == "failed"]
-            error = states[failures[0]].error
-            numbers = ", ".join(map(str, failures[:12]))
-            if len(failures) > 12:
-                numbers += ", …"
-            reasons.append(f"{len(failures)} of {_count(self.size, 'element')} failed: {numbers}")
-        for reason_status in (status, "skipped"):
-            group = [state for state in states if state.status == reason_status]
-            group_reasons = [state.reason for state in group if state.reason]
-            text = f"{len(group)} of {_count(self.size, 'element')}"
-            if reason_status == "skipped" and group:
-                reasons.append(": ".join([f"{text} skipped", *group_reasons[:1]]))
-            elif group_reasons and len(group) < self.size:
-                reasons.append(f"{text}, {group_reasons[0]}")
-            elif group_reasons:
-                reasons.append(group_reasons[0])
-        fingerprints = [state.fingerprint for state in states]
-        return _StepState(
-            self.step.name,
-            status,
-            "; ".join(reasons),
-            sum(state.seconds for state in states),
-            max([state.attempts for state in states], default=1),
-            error,
-            saved=sum(state.saved for state in states),
-            fingerprint=_join_fingerprints(fingerprints) if all(fingerprints) else "",
-            elements=self.size,
-        )
 
 
 ########################################################################################
@@ -9151,7 +9160,9 @@ _FRAMES_AT_ONCE = 8
 
 
 def _is_terminal(stream: Any) -> bool:
-    return stream is not None and stream.isatty()
+    with contextlib.suppress(ValueError):  # it was closed
+        return stream is not None and stream.isatty()
+    return False
 
 
 def _get_notebook_cell() -> int | None:

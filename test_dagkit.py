@@ -4529,13 +4529,13 @@ def test_two_keys_share_a_store_side_by_side(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_key_in_the_environment_shares_a_store_and_needs_no_home_folder(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for user, key, statuses in (("a", "team", RAN), ("b", "team", CACHED), ("c", "other", RAN)):
-        monkeypatch.setenv("HOME", f"/nonexistent/{user}")
+        monkeypatch.setenv("HOME", str(tmp_path / "nonexistent" / user))
         monkeypatch.setenv("DAGKIT_KEY", key)
         assert catch_warnings(lambda: run_cubed(make_cubes()))[0] == (statuses, 27)
-    assert not Path("/nonexistent").exists()
+    assert not (tmp_path / "nonexistent").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
@@ -11492,10 +11492,12 @@ docstring edited :: def step(x):⏎    «"""One."""→"""Another, longer one."""
 docstring added :: def step(x):⏎«    pass→    """One."""»
 moved down, with a handler :: «→⏎⏎⏎⏎»def step(x):⏎    try:⏎        return [v for v in x]
 ⏎    except OSError as e:⏎        raise ValueError from e
-line breaks and brackets :: def step(x, y):⏎    return «f(x, y, x + 1)→(⏎        f(⏎            x,⏎            y,
+line breaks and brackets :: def step(x, y):⏎    return «f(x, y, x + 1)→(⏎        f(⏎            x,
+⏎            y,
 ⏎            x⏎            + 1,⏎        )⏎    )»
 lines joined :: def step(x):⏎    while True:«⏎        → »x += 1⏎    for v in x:«⏎        → »f(v)
-block on one line :: def step(x):⏎    try:«⏎        → »f(x)⏎    except OSError:«⏎        → »pass⏎    with x:«⏎        → »g()
+block on one line :: def step(x):⏎    try:«⏎        → »f(x)⏎    except OSError:«⏎        → »pass
+⏎    with x:«⏎        → »g()
 quotes, digits, escapes :: = «('a', 1000, 255)→("\x61", 1_000, 0xff)»
 folded constant :: = x + «6→2 * 3»
 annotations :: def step(«x: int, *, k=1→x: str, *, k: list[int]=1») «→-> str »: return x
@@ -11503,7 +11505,8 @@ variable annotation in a function :: def step(x):⏎    y«→: int» = x⏎    
 future import :: «→from __future__ import annotations⏎»def step(x: int): return x
 closure moved :: def make(n):⏎«→⏎⏎»    def step(x): return x + n⏎    return step⏎step = make(1)
 inner docstring :: def step(x):⏎    def f():⏎        «'a'→'b'»⏎        return x⏎    return f()
-local class moved, docstring edited :: «→⏎»def step(x):⏎    class L:⏎        «"a"→"bcd"»⏎        k = 1
+local class moved, docstring edited :: «→⏎»def step(x):⏎    class L:⏎        «"a"→"bcd"»
+⏎        k = 1
 ⏎        def f(self): self.u = self.v = 1⏎    return L
 class moved, docstring edited :: «→⏎»class M:⏎    «"a"→"bcd"»⏎    k: int = 1
 ⏎    def f(self): self.u = self.v = 1⏎step = M
@@ -11511,49 +11514,63 @@ set constant's order :: = x in «{'a', 'b', 3, None}→{None, 3, 'b', 'a'}»
 300 constants, docstring added :: def step(x):⏎    «pass→'A docstring.'»⏎    for v in x:
 ⏎        if v == 0: break⏎        y = [@300@]⏎    return y
 long jump, moved :: «→⏎»def step(x):⏎    while x:⏎        x = x.f(@300@)⏎    return x
-'''  # noqa: E501
+'''
 
 CHANGING_SNIPPETS = r"""
 constants of each kind :: = (x, «1→2», «255→256», «256→257», «-1→-2», «2**80→2**81», «1.5→2.5»,
 ⏎ «0.0→-0.0», «1j→2j», «complex(-0.0, 1)→complex(0.0, 1)», «'a'→'b'», «b'a'→b'b'», «None→True»,
 ⏎ «True→False», «...→None», «1→1.0», «1→True», «'a'→b'a'»)
-nested constants :: = (x, «(1, (2, (3,)))→(1, (2, (4,)))», «()→(None,)», «((), 1)→(1, ())», «(0,)→(-0.0,)»)
+nested constants :: = (x, «(1, (2, (3,)))→(1, (2, (4,)))», «()→(None,)»,
+⏎ «((), 1)→(1, ())», «(0,)→(-0.0,)»)
 slices :: = x[«1→2»:«3→4», ::«2→3», «...→None», «5→5:», «:1→1:»]
 slices that are constants :: = x[1:2, (3, slice(«4→5»))]
 constant sets :: = x in {«'a'→'b'», 1} or x in {(1, «2→3»), 0}
-operators :: = (x «+→-» 1, x «*→@» 2, x «/→//» 2, x «%→**» 2, x «<<→>>» 2, x «&→|» 2, x «^→&» 2, «-→~»x, «not →»x)
+operators :: = (x «+→-» 1, x «*→@» 2, x «/→//» 2, x «%→**» 2,
+⏎ x «<<→>>» 2, x «&→|» 2, x «^→&» 2, «-→~»x, «not →»x)
 augmented operators :: def step(x):⏎    x «+=→-=» 1⏎    x «|=→= x |» 1⏎    return x
-comparisons :: = (x «<→<=» 1, x «==→!=» 2, x «>→>=» 3, x «is→is not» x, x «in→not in» [x], 1 < x «<→<=» 3)
+comparisons :: = (x «<→<=» 1, x «==→!=» 2, x «>→>=» 3, x «is→is not» x,
+⏎ x «in→not in» [x], 1 < x «<→<=» 3)
 None and truth :: = (1 if x is «None→not None» else 2, 1 if «x→not x» else 2, x «and→or» 1)
 f-strings :: = f"{x«→!r»} {x:«>3→>4»} {x:{x}«→d»} {x«!r→!s»} «b→c»"
 names :: = («int→str», x.«real→imag», x.«f→g»(), «len→abs»(x), x.a.«b→c», «a→b».c)
-order of arguments :: def step(x, y):⏎    return («x - y→y - x», f(«x, y→y, x»), f(a=«x, b=y→y, b=x»))
+order of arguments :: def step(x, y):
+⏎    return («x - y→y - x», f(«x, y→y, x»), f(a=«x, b=y→y, b=x»))
 keywords of a call :: = f(x, «a→b»=1, c=2, *«[]→[1]», **«{}→{'d': 3}»)
 keywords of a call, their order :: = f(«a=x, b=x→b=x, a=x»)
 names of arguments :: def step(«x, y→y, x»): return x
 kinds of arguments :: def step(«x, y→x, /, y», «*, →»z=1, **a): return x
 other arguments :: def step(x, «*a→**a»): return x
 arguments that were positional :: def step(x, «→*, »y): return x
-displays :: = ([x«→, x»], {'a': «x→1»}, {x«→, 1»}, «(x, 1)→[x, 1]», [*x«→, *x»], {«**x→'a': x»}, [1, 2, «3→4»])
-comprehensions :: = ([v for v in x if v «>→<» 1], {v: «1→2» for v in x} , [w for v in x for w in «v→x»])
+displays :: = ([x«→, x»], {'a': «x→1»}, {x«→, 1»}, «(x, 1)→[x, 1]»,
+⏎ [*x«→, *x»], {«**x→'a': x»}, [1, 2, «3→4»])
+comprehensions :: = ([v for v in x if v «>→<» 1], {v: «1→2» for v in x},
+⏎ [w for v in x for w in «v→x»])
 comprehensions of one kind :: = «[v for v in x]→{v for v in x}»
 generator expressions :: = list(v «+→-» 1 for v in x)
 lambdas :: = (lambda v, w=«1→2»: v «+→-» w)(x)
 branches :: def step(x):⏎    if x: return «1→2»⏎    elif «x→not x»: return 3⏎    else: return «4→5»
-loops :: def step(x):⏎    for v in x:⏎        if v: «break→continue»⏎    else: return «1→2»⏎    return 3
-loop's place of a statement :: def step(x):⏎    for v in x:⏎        f(v)⏎«    →»    g(x)⏎    return x
+loops :: def step(x):⏎    for v in x:⏎        if v: «break→continue»⏎    else: return «1→2»
+⏎    return 3
+loop's place of a statement :: def step(x):⏎    for v in x:⏎        f(v)⏎«    →»    g(x)
+⏎    return x
 while :: def step(x):⏎    while x «>→<» 1:⏎        x «-→+»= 1⏎    return x
 unpacking :: def step(x):⏎    a, «*b→b» = x⏎    («a, c→c, a») = x⏎    return a
-subscripts and attributes stored :: def step(x):⏎    x[«0→1»] = 1⏎    x.«a→b» = 2⏎    del x«[0]→[1]», x.«c→d»
+subscripts and attributes stored :: def step(x):⏎    x[«0→1»] = 1⏎    x.«a→b» = 2
+⏎    del x«[0]→[1]», x.«c→d»
 walrus :: def step(x):⏎    return («a := x→x», 1)
 global and nonlocal :: def step(x):⏎    «global G→nonlocal_ = 0»⏎    G = x⏎    return G
-nonlocal :: def make():⏎    k = 1⏎    def step(x):⏎        «nonlocal k→pass»⏎        k = x⏎        return k
+nonlocal :: def make():⏎    k = 1⏎    def step(x):⏎        «nonlocal k→pass»⏎        k = x
+⏎        return k
 ⏎    return step⏎step = make()
-closure's name :: def make(a, b):⏎    def step(x): return («a→b», a, b)⏎    return step⏎step = make(1, 2)
-exceptions :: def step(x):⏎    try: f()⏎    except «ValueError→TypeError»: return «1→2»⏎    else: g(«3→4»)
+closure's name :: def make(a, b):⏎    def step(x): return («a→b», a, b)⏎    return step
+⏎step = make(1, 2)
+exceptions :: def step(x):⏎    try: f()⏎    except «ValueError→TypeError»: return «1→2»
+⏎    else: g(«3→4»)
 ⏎    finally: h(«5→6»)
-what try covers :: def step(x):⏎    «f()⏎    try: g()→try: f(); g()»⏎    except ValueError: pass⏎    return x
-except with a name, raise from :: def step(x):⏎    try: f()⏎    except OSError as e: raise ValueError(«1→2») from «e→None»
+what try covers :: def step(x):⏎    «f()⏎    try: g()→try: f(); g()»⏎    except ValueError: pass
+⏎    return x
+except with a name, raise from :: def step(x):⏎    try: f()
+⏎    except OSError as e: raise ValueError(«1→2») from «e→None»
 exception groups :: def step(x):⏎    try: f()⏎    except* «OSError→TypeError»: return_ = «1→2»
 assert :: def step(x):⏎    assert x «>→<» 0, «'a'→'b'»⏎    return x
 assert or raise :: def step(x):⏎    assert «x→not x»⏎    return x
@@ -11561,25 +11578,36 @@ with :: def step(x):⏎    with x.«a→b» as f, «open→g»(x): return f.read
 what with covers :: def step(x):⏎    with x:⏎        f()⏎«    →»    g()
 generators :: def step(x):⏎    y = yield «1→2»⏎    yield from «x→y»⏎    return «3→4»
 yield or return :: def step(x):⏎    «yield→return» x
-async :: async def step(x):⏎    async with x.«a→b» as f: await f«()→(1)»⏎    async for v in x: yield «v→1»
+async :: async def step(x):⏎    async with x.«a→b» as f: await f«()→(1)»
+⏎    async for v in x: yield «v→1»
 async comprehension :: async def step(x):⏎    return [«v→-v» async for v in x if await «f→g»(v)]
 coroutine or not :: «async →»def step(x): return x
-match :: def step(x):⏎    match x:⏎        case «1→2»: return 1⏎        case {'a': «b→2», **r}: return 2
-⏎        case int(«real→imag»=1): return 3⏎        case [a, «*_→_»]: return 4⏎        case «str→bytes»(): return 5
+match :: def step(x):⏎    match x:⏎        case «1→2»: return 1
+⏎        case {'a': «b→2», **r}: return 2
+⏎        case int(«real→imag»=1): return 3⏎        case [a, «*_→_»]: return 4
+⏎        case «str→bytes»(): return 5
 ⏎        case a if a «>→<» 1: return 6⏎        case _: return «7→8»
 match or-patterns :: def step(x):⏎    match x:⏎        case 1 | «2→3» | None: return 4
-super :: class B: pass⏎class M(B):⏎    def f(self): return super().«a→b», «super().c()→super(B, self).c()»⏎step = M
-local class :: def step(x):⏎    class L(«x→object»):⏎        a = «1→2»⏎        def f(self): return «3→4»
+super :: class B: pass⏎class M(B):
+⏎    def f(self): return super().«a→b», «super().c()→super(B, self).c()»⏎step = M
+local class :: def step(x):⏎    class L(«x→object»):⏎        a = «1→2»
+⏎        def f(self): return «3→4»
 ⏎        @«property→staticmethod»⏎        def g(self): pass⏎    return L
 local class's metaclass :: def step(x):⏎    class L(metaclass=«x→type»): pass⏎    return L
-decorators of an inner function :: def step(x):⏎    @«f→g»⏎    def h(v=«1→2», *, k=«3→4»): return «v→k»⏎    return h
-imports :: def step(x):⏎    import «json→csv»⏎    from math import «sin→cos» as f⏎    import os.path as «p→q»; return p
-relative imports :: def step(x):⏎    from «.→..» import «helpers→others»⏎    from .«helpers→others» import f
-300 constants :: def step(x):⏎    for v in x: y = [@300@]; f('a', «'b'→'c'», «1000→1001»)⏎    return «y→v»
+decorators of an inner function :: def step(x):⏎    @«f→g»
+⏎    def h(v=«1→2», *, k=«3→4»): return «v→k»⏎    return h
+imports :: def step(x):⏎    import «json→csv»⏎    from math import «sin→cos» as f
+⏎    import os.path as «p→q»; return p
+relative imports :: def step(x):⏎    from «.→..» import «helpers→others»
+⏎    from .«helpers→others» import f
+300 constants :: def step(x):⏎    for v in x: y = [@300@]; f('a', «'b'→'c'», «1000→1001»)
+⏎    return «y→v»
 300 names :: def step(x):⏎    return [@names@, «u1→u2»]
 300 locals :: def step(x):⏎    @locals@⏎    return «v298→v299»
-long jumps :: def step(x):⏎    for v in x:⏎        if v: «break→continue»⏎        y = [@300@]⏎    return y
-deep nesting :: def step(x):⏎    def f():⏎        def g():⏎            return [lambda: «1→2» for _ in x]⏎        return g⏎    return f
+long jumps :: def step(x):⏎    for v in x:⏎        if v: «break→continue»⏎        y = [@300@]
+⏎    return y
+deep nesting :: def step(x):⏎    def f():⏎        def g():
+⏎            return [lambda: «1→2» for _ in x]⏎        return g⏎    return f
 string in a constant tuple :: = ('a', ('b', «'c'→'d'»))
 __debug__ and builtins :: = («min→max»(x), «ValueError→KeyError», __name__«→ + 'a'»)
 print to a keyword :: = print(x, sep=«'a'→'b'», «end→file»=None)
@@ -11591,7 +11619,8 @@ print to a keyword :: = print(x, sep=«'a'→'b'», «end→file»=None)
 [3.13] type parameter's default :: def step(x):⏎    class C[T = «int→str»]: pass⏎    return C
 [3.14] template strings :: = t"{x«→!r»} {x:«>3→>4»} {x«+→-»1} «b→c»"
 [3.14] template or f-string :: = «t→f»"{x}"
-[3.14] except without brackets :: def step(x):⏎    try: f()⏎    except OSError, «ValueError→TypeError»: return 1
+[3.14] except without brackets :: def step(x):⏎    try: f()
+⏎    except OSError, «ValueError→TypeError»: return 1
 [3.14] annotations that are read :: def h(«a: int→a: Later»): return a⏎= h.__annotations__
 [3.15] lazy import :: lazy import «json→csv» as m⏎= m.f(x)
 [3.15] lazy import from :: lazy from math import «sin→cos» as f⏎= f(x)
@@ -11599,25 +11628,28 @@ print to a keyword :: = print(x, sep=«'a'→'b'», «end→file»=None)
 [3.15] frozendict's order :: K = frozendict(«a=1, b=2→b=2, a=1»)⏎= list(K)
 [3.15] unpacking in comprehensions :: = [«*v→v» for v in x]
 [3.15] sentinel :: «K = sentinel('K')→K = sentinel('L'); L = K»⏎= x is K
-"""  # noqa: E501
+"""
+
+
+def select_rows(table: str) -> list[str]:
+    """Return the rows of a table that this Python can compile, without their versions."""
+    rows = []
+    for row in table.strip().replace("\n⏎", "⏎").splitlines():
+        version, _, rest = row.removeprefix("[").partition("] ")
+        if not row.startswith("["):
+            rows.append(row)
+        elif tuple(map(int, version.split("."))) <= sys.version_info:
+            rows.append(rest)
+    return rows
 
 
 def read_snippets(table: str) -> dict[str, tuple[str, str]]:
-    """Return the code before and after each edit that this Python can compile, by its name."""
-    numbers = ", ".join(map(str, range(1000, 1300)))
-    table = table.replace("@300@", numbers)
+    """Return the code before and after each edit, by its name."""
+    table = table.replace("@300@", ", ".join(map(str, range(1000, 1300))))
     table = table.replace("@names@", ", ".join(f"n{i}" for i in range(300)))
     table = table.replace("@locals@", "; ".join(f"v{i} = x" for i in range(300)))
-    table = table.replace("\n⏎", "⏎")
-    lines = []
-    for line in table.strip().splitlines():
-        version, _, rest = line.removeprefix("[").partition("] ")
-        if not line.startswith("["):
-            lines.append(line)
-        elif tuple(map(int, version.split("."))) <= sys.version_info:
-            lines.append(rest)
     snippets = {}
-    for name, before, after in read_edits("\n".join(lines)):
+    for name, before, after in read_edits("\n".join(select_rows(table))):
         snippets[name] = (before["app.py"], after["app.py"])
     return snippets
 
@@ -11645,6 +11677,123 @@ def test_an_edit_of_a_snippet_that_changes_something_counts(name: str) -> None:
     before, after = CHANGING[name]
     assert find_code_parts(before) == find_code_parts(before)
     assert find_code_parts(before) != find_code_parts(after)
+
+
+# Edits of several files, or of classes whose annotations are not evaluated.
+
+MODULE_EDITS = r"""
+named tuple :: from typing import NamedTuple⏎class P(NamedTuple):⏎    a: 'Later' = «1→2»⏎= P()
+[3.12] generic helper :: from helpers import f⏎= f(x)⏎▸helpers⏎def f[T](x: T) -> T: return «x→-x»
+[3.14] named tuple, later :: from typing import NamedTuple⏎class P(NamedTuple):
+⏎    a: Later = «1→2»⏎= P()
+[3.14] dataclass, later :: from dataclasses import dataclass⏎@dataclass⏎class M:
+⏎    a: Later = «1→2»
+⏎    def f(self) -> Nope: return «3→4»⏎= M().f()
+[3.14] annotations that a helper reads :: from annotationlib import get_annotations, Format
+⏎def h(«a: Later→a: Sooner»): return a⏎= get_annotations(h, format=Format.STRING)
+[3.15] lazy from :: lazy from helpers import f⏎= f(x)⏎▸helpers⏎def f(x): «return 1→return 2»
+[3.15] lazy module :: lazy import helpers⏎= helpers.f(x)⏎▸helpers⏎def f(x): «return 1→return 2»
+[3.15] lazy in a helper :: import helpers⏎= helpers.g(x)⏎▸helpers⏎lazy from low import f
+⏎def g(x): return f(x)⏎▸low⏎def f(x): «return 1→return 2»
+[3.15] lazy, by getattr :: lazy from helpers import f⏎import sys
+⏎= getattr(sys.modules[__name__], x)(x)
+⏎▸helpers⏎def f(x): «return 1→return 2»
+[3.15] lazy import of an unloaded module :: def step(x):⏎    import helpers⏎    return helpers.g(x)
+⏎▸helpers⏎lazy from low import f⏎def g(x): return f(x)⏎▸low⏎def f(x): «return 1→return 2»
+"""
+
+
+def test_edits_of_modules_in_the_syntax_of_each_python_count(tmp_path: Path) -> None:
+    edits = list(read_edits("\n".join(select_rows(MODULE_EDITS))))
+    for number, (_, old_files, new_files) in enumerate(edits):
+        write_files(tmp_path / "old" / str(number), old_files)
+        write_files(tmp_path / "new" / str(number), new_files)
+    tops = (tmp_path / "old", tmp_path / "new")
+    before, after = [json.loads(run_in(top, PARTS_SCRIPT, TOP=str(top))) for top in tops]
+    unseen = [edit[0] for n, edit in enumerate(edits) if before[str(n)] == after[str(n)]]
+    assert unseen == []
+    assert [text for text in before.values() if isinstance(text, str)] == []  # none is opaque
+
+
+# Modules whose steps are cached. The steps of each run in one process, and are reused in another.
+
+PYTHON_FEATURES = r"""
+slices :: S = slice(1, None), (slice(2), ...)⏎@step
+⏎def make(x): return [S, slice(x)], list(range(9))[1:x]
+named tuple :: from typing import NamedTuple⏎class P(NamedTuple):⏎    a: int⏎    b: 'Later' = None
+⏎@step⏎def make(x): return P(x)⏎@step⏎def use(make): return make.a, P(2)
+dataclass :: from dataclasses import dataclass⏎@dataclass(slots=True, frozen=True)⏎class Node:
+⏎    value: int⏎    next: 'Node | None' = None⏎@step⏎def make(x): return Node(x, Node(2))
+⏎@step⏎def use(make): return make.next, Node(3)
+protocol, typed dict :: from typing import Protocol, TypedDict, TypeVar⏎T = TypeVar('T')
+⏎class P(Protocol[T]):⏎    def f(self) -> T: ...⏎class D(TypedDict):⏎    a: int⏎class Q(P[int]):
+⏎    def f(self): return D(a=1)⏎@step⏎def make(x): return Q(), D(a=2), isinstance(Q(), Q)
+⏎@step⏎def use(make): return make[0].f()
+enums :: import enum⏎class C(enum.StrEnum):⏎    A = enum.auto()⏎class F(enum.Flag):⏎    A = 1
+⏎    B = 2⏎@step⏎def make(x): return C.A, F.A | F.B, C⏎@step⏎def use(make): return make[0] is C.A
+abstract class :: import abc⏎class A(abc.ABC):⏎    @abc.abstractmethod⏎    def f(self): ...
+⏎class B(A):⏎    def f(self): return 1⏎@step⏎def make(x): return B().f(), isinstance(x, A), B()
+[3.12] type parameters :: type Pair[T] = tuple[T, T]⏎class Box[T]:
+⏎    def __init__(self, item: T): self.item = item⏎def first[T](x: T) -> T: return x
+⏎@step⏎def make[T](x: T) -> Box[T]: return Box(first(x))
+⏎@step⏎def use(make) -> Pair[int]: return make.item, Box[int](2), Pair
+[3.14] forward references :: from dataclasses import dataclass⏎from typing import NamedTuple
+⏎@dataclass⏎class Node:⏎    value: int⏎    next: Node | None = None⏎    other: Nowhere = None
+⏎class P(NamedTuple):⏎    a: int⏎    b: Later = None⏎@step⏎def make(x): return Node(x), P(x)
+⏎@step⏎def use(make): return make, Node(2), P(3)
+[3.14] lazy annotations :: A: Nowhere = 1⏎@step⏎def make(x: Nowhere, *, k: Nowhere = 2) -> Nope:
+⏎    def f(v: Nowhere) -> Nope: return v⏎    return f(x) + A
+[3.14] classes as steps :: from dataclasses import dataclass⏎@dataclass⏎class Model:⏎    x: Nowhere
+⏎    k: Nope = 3⏎class Call:⏎    def __call__(self, make: Nowhere) -> Nope: return make.x
+⏎make = dagkit.Step(Model, name='make')⏎use = dagkit.Step(Call(), name='use')
+[3.14] template strings :: K = 3⏎@step⏎def make(x): return t'{x!r:>5} {K}'
+⏎@step⏎def use(make): return make, make.interpolations[0], [*make]
+[3.14] placeholders :: from functools import partial, Placeholder⏎def f(a, b): return a - b
+⏎make = dagkit.Step(partial(f, Placeholder, 2), name='make', args={'a': 'x'})
+[3.15] frozendict :: K = frozendict(a=1, b=frozendict())⏎@step
+⏎def make(x): return frozendict(x=x, k=K)
+⏎@step⏎def use(make, k=K): return make, k, k is K, hash(make)
+[3.15] sentinels :: MISSING = sentinel('MISSING')⏎ODD = sentinel('<odd>')
+⏎@step⏎def make(x, k=MISSING, o=ODD): return k is MISSING, o is ODD, MISSING
+⏎@step⏎def use(make): return make[2] is MISSING
+[3.15] lazy imports :: lazy import statistics⏎lazy from helpers import double
+⏎@step⏎def make(x): return double(x), statistics.mean([x, 2])
+"""
+
+FEATURES_SCRIPT = """
+import importlib, json, os, sys, warnings
+import dagkit
+
+warnings.simplefilter("error")
+outcomes = {}
+for folder in sorted(os.listdir()):
+    sys.path.insert(0, os.path.abspath(folder))
+    app = importlib.import_module("app" + folder)
+    pipeline = dagkit.Pipeline(app, cache=True, store=os.path.abspath("../store" + folder))
+    texts = [pipeline.show().svg, *[step.definition for step in pipeline.steps.values()]]
+    plan = pipeline.plan(x=3)
+    run = pipeline.run(x=3)
+    outcomes[folder] = sorted({state.status for state in [*plan.values(), *run.steps.values()]})
+    del sys.path[0]
+print(json.dumps(outcomes))
+"""
+
+
+def test_steps_in_the_syntax_of_each_python_are_reused(tmp_path: Path) -> None:
+    names = {}
+    for number, row in enumerate(select_rows(PYTHON_FEATURES)):
+        names[str(number)], _, code = row.partition(" :: ")
+        code = f"import dagkit⏎from dagkit import step⏎{code}".replace("⏎", "\n")
+        files = {f"app{number}.py": code, "helpers.py": "def double(x): return 2 * x\n"}
+        write_files(tmp_path / "apps" / str(number), files)
+
+    def run_all() -> dict[str, list[str]]:
+        outcomes = json.loads(run_python(FEATURES_SCRIPT, tmp_path / "apps"))
+        return {name: outcomes[number] for number, name in names.items()}
+
+    first = run_all()
+    assert {name: states for name, states in first.items() if "ran" not in states} == {}
+    assert run_all() == {name: ["cached", "fresh"] for name in first}
 
 
 ########################################################################################
@@ -11801,7 +11950,8 @@ def check_catalog():
     pathlib.Path("in.json").write_text("[1, 2]", encoding="utf-8")
     def rows(text, numbers): return [{"text": text, "n": n} for n in numbers]
     def table(rows): return {row["n"]: row["text"] for row in rows}
-    files = {"text": "in.txt", "numbers": "in.json", "rows": "out/{tag}/rows.jsonl", "table": "out/t.pkl"}
+    files = {"text": "in.txt", "numbers": "in.json", "rows": "out/{tag}/rows.jsonl"}
+    files["table"] = "out/t.pkl"
     for status in ("ran ran", "cached cached"):
         run = Pipeline(rows, table, catalog=files).run(tag="a")
         assert run["table"] == {1: "größe →", 2: "größe →"}
@@ -11811,7 +11961,8 @@ def check_catalog():
     assert Pipeline(rows, table, catalog=files).run(tag="a")["table"] == {1: "klein", 2: "klein"}
     if LACK in ("different cases", "all that Windows lacks"):
         try:
-            Pipeline(rows, table, catalog={"rows": "a.pkl", "table": "A.pkl"}).run(text="", numbers=[])
+            clash = {"rows": "a.pkl", "table": "A.pkl"}
+            Pipeline(rows, table, catalog=clash).run(text="", numbers=[])
         except CatalogError as error:
             assert "the catalog has one file for" in str(error)
         else:
@@ -11831,7 +11982,7 @@ if __name__ == "__main__":
         check()
     if LACK != "threads":
         check_processes()
-'''  # noqa: E501
+'''
 
 
 QUICK_LACKS = ("fcntl", "threads", "all that Windows lacks")
@@ -11864,6 +12015,207 @@ def test_a_bare_platform_runs_reuses_and_saves(bare_python: Any, tmp_path: Path)
     assert process.returncode == 0, process.stderr.decode()
     encoding = "cp1252" if lack in ("unicode", "all that Windows lacks") else "utf-8"
     assert "split" in process.stdout.decode(encoding)
+
+
+WORKERS = """
+import multiprocessing, os, sys, threading, warnings
+from concurrent import futures
+import dagkit, steps
+from dagkit import Pipeline, Step, WorkerError
+
+warnings.simplefilter("error")
+
+def run(executor, *functions, **inputs):
+    run = Pipeline(*functions, executor=executor, cache=True).run(**inputs)
+    return " ".join(state.status for state in run.steps.values())
+"""
+
+STEPS = """
+import threading
+
+def twice(x): return 2 * x
+def total(twice): return [twice] * 9000
+def unsendable(x): return threading.Lock()
+def fails(x): raise LookupError(f"no {x}")
+"""
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[[str], str]:
+    """Run a script beside a module of steps; it uses pools, so it must be in a file."""
+    (tmp_path / "steps.py").write_text(STEPS)
+
+    def run(code: str, **environment: str) -> str:
+        main = textwrap.indent(textwrap.dedent(code), "    ")
+        script = f"{WORKERS}\nif __name__ == '__main__':\n{main}"
+        (tmp_path / "script.py").write_text(script)
+        return run_python("import runpy; runpy.run_path('script.py', run_name='__main__')",
+            tmp_path, **environment)  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_key_that_is_set_after_a_pool_began_signs_its_results(
+    method: str, run_script: Callable[..., str]
+) -> None:
+    output = run_script(
+        f"""
+        warnings.simplefilter("ignore", dagkit.DagkitWarning)  # the results of other keys
+        context = multiprocessing.get_context("{method}")
+        with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(len, "").result()
+            for key in "abca":
+                os.environ["DAGKIT_KEY"] = key
+                print(run(pool, steps.twice, steps.total, x=1))
+            os.environ["HOME"] = os.path.abspath("home")
+            del os.environ["DAGKIT_KEY"]
+            print(run(pool, steps.twice, steps.total, x=1))
+            print(run(pool, steps.twice, steps.total, x=1))
+        """
+    )
+    assert output.splitlines() == ["ran ran"] * 3 + ["cached cached", "ran ran", "cached cached"]
+
+
+if sys.version_info >= (3, 14):
+
+    def test_interpreters_of_one_process_are_an_executor(run_script: Callable[..., str]) -> None:
+        """What cannot be sent is an error; it holds no values, though that of the pool does."""
+        output = run_script(
+            """
+            def inner(x, y): return x
+            calls = [
+                (inner, {"x": 1, "y": "SECRET"}),
+                (steps.unsendable, {"x": 1}),
+                (steps.twice, {"x": threading.Lock()}),
+                (steps.fails, {"x": 1}),
+            ]
+            with futures.InterpreterPoolExecutor(2) as pool:
+                print(run(pool, steps.twice, steps.total, x=1))
+                print(run(pool, steps.twice, steps.total, x=1))
+                print(run(pool, Step(steps.twice, map="x"), x=[1, 2, 3]))
+                for function, inputs in calls:
+                    try:
+                        Pipeline(Step(function), executor=pool).run(**inputs)
+                    except WorkerError as error:
+                        text = str(error)
+                        print("NotShareableError" in text, "SECRET" in text, "Lock" in text)
+                    except LookupError as error:
+                        print(error, "steps.py" in str(error.__cause__))
+            """
+        )
+        assert output.splitlines() == [
+            *("ran ran", "cached cached", "ran"),
+            *["True False False"] * 3,
+            "no 1 True",
+        ]
+
+
+NO_HOME = """
+    import os, sys, warnings
+    del os.environ["HOME"]
+    sys.modules["pwd"] = None  # as if the user were not in the list of users
+    import dagkit
+    def twice(x): return 2 * x
+    pipeline = dagkit.Pipeline(twice, cache=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            print(pipeline.plan(x=1)["twice"].status, pipeline.run(x=1).steps["twice"].status)
+    print(*sorted({str(warning.message) for warning in caught}), sep="\\n")
+    print(os.listdir())
+"""
+
+
+def test_without_a_home_folder_nothing_is_stored_and_a_warning_says_what_to_set(
+    tmp_path: Path,
+) -> None:
+    output = run_python(NO_HOME, tmp_path, DAGKIT_STORE="store")
+    assert output.splitlines() == [
+        *("new ran", "new ran"),
+        f"the store {tmp_path / 'store'} is not used: there is no home folder for the signing key: "
+        "set HOME or DAGKIT_KEY",
+        "[]",
+    ]
+    output = run_python(NO_HOME, tmp_path, DAGKIT_STORE="store", DAGKIT_KEY="team")
+    assert output.splitlines()[:2] == ["new ran", "fresh cached"]
+
+
+# Threads, with and without the lock of the interpreter
+
+
+STRESS = """
+    import os, sys, threading, warnings
+    from concurrent.futures import ThreadPoolExecutor
+    sys.setswitchinterval(1e-6)
+    import dagkit
+    from dagkit import Pipeline, Step, step
+
+    warnings.simplefilter("error")
+    os.environ["MODE"] = "a"
+    THREADS = 24
+    LOG = os.open("calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    barrier = threading.Barrier(THREADS)
+
+    @step(cache=True)
+    def load(n):
+        os.write(LOG, b"%d\\n" % n)
+        return list(range(n)), os.environ["MODE"]
+
+    @step(cache=True, outputs=("odd", "even"))
+    def split(load): return [i for i in load[0] if i % 2], [i for i in load[0] if i % 2 == 0]
+
+    @step(cache=True, map="odd")
+    def square(odd): return odd * odd
+
+    @step
+    async def total(square, even): return sum(square) + sum(even)
+
+    STEPS = load, split, square, total
+    shared = Pipeline(STEPS, catalog={"even": "even/{n}.json"}, name="stress")
+
+    def expect(n): return sum(i * i if i % 2 else i for i in range(n))
+
+    def work(number):
+        barrier.wait()
+        for turn in range(4):
+            n = 5 + (number + turn) % 7
+            run = shared.run(n=n)
+            assert run["total"] == expect(n)
+            assert run["load"] == (list(range(n)), "a")
+            own = Pipeline(STEPS, catalog={"even": "even/{n}.json"}, name="stress")
+            assert own.run("total", n=n)["total"] == expect(n)
+            assert shared.plan("total", n=n)["square"].status == "fresh"
+            assert shared.show().svg and str(shared.graph)
+        return number
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        assert [*pool.map(work, range(THREADS))] == [*range(THREADS)]
+    with open("calls", encoding="ascii") as file:
+        calls = file.read().split()
+    assert len(calls) == len(set(calls)) == 7, calls
+    assert len(shared.history()) == 2 * 4 * THREADS
+    os.environ["MODE"] = "b"
+    assert {shared.plan(n=n)["load"].reason for n in range(5, 12)} == {"variable MODE changed"}
+    with ThreadPoolExecutor(THREADS) as pool:
+        pipeline = Pipeline(STEPS, executor=pool, store="other")
+        for _ in range(3):
+            run = pipeline.run(n=400)
+            assert run["total"] == expect(400)
+        assert run.steps["square"].status == "cached"
+    with ThreadPoolExecutor(4) as pool:
+        prunes = [pool.submit(pipeline.store.prune, max_bytes=0) for _ in range(4)]
+        assert pipeline.replace(executor=None).run(n=400)["total"] == expect(400)
+        assert sum(prune.result() for prune in prunes) > 0
+    print("fine", getattr(sys, "_is_gil_enabled", lambda: True)())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["", "team"])
+def test_24_threads_share_pipelines_and_stores(key: str, tmp_path: Path) -> None:
+    output = run_python(STRESS, tmp_path, DAGKIT_STORE=str(tmp_path / "store"), DAGKIT_KEY=key)
+    assert output.startswith("fine")
 
 
 ########################################################################################
@@ -12230,6 +12582,9 @@ def test_pipelines_inside_steps_of_one_pool_never_wait_for_it() -> None:
             return await asyncio.to_thread(lambda: middle.run(x=x)["middle"])
 
         outer = Step(lambda x: middle.run(x=x)["middle"], name="outer", map="x")
+        with ThreadPoolExecutor(1) as other_pool:
+            between = Pipeline({"between": lambda x: inner.run(x=x)}, executor=other_pool)
+            assert Pipeline({"a": lambda: between.run(x=1)}, executor=pool).run()["a"]["between"]
         assert Pipeline(outer, executor=pool).run(x=[1, 2, 3])["outer"] == [2, 4, 6]
         assert Pipeline(wait_for_middle, executor=pool).run(x=4)["wait_for_middle"] == 8
 
@@ -12461,6 +12816,45 @@ def test_an_odd_value_does_no_harm(kind: type, way: str, role: str) -> None:
         run = pipeline.run(**inputs)
         assert "odd" in display_run(run)
         assert role.startswith("argument") or run["last"] == 2
+
+
+@pytest.mark.parametrize("store", [None, "relative", "absolute"])
+@pytest.mark.parametrize("has_step_removed_it", [False, True])
+def test_the_working_folder_may_have_been_removed(
+    has_step_removed_it: bool, store: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGKIT_STORE")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def remove() -> int:
+        shutil.rmtree(folder, ignore_errors=True)
+        return 1
+
+    def count(remove: int) -> int:
+        return len(Path("no such file").parts) + remove
+
+    if not has_step_removed_it:
+        remove()
+    if store == "absolute":
+        store = str(tmp_path / "store")
+    steps = [Step(remove, cache=bool(store)), Step(count, cache=bool(store))]
+    run, texts = catch_warnings(Pipeline(steps, store=store).run)
+    assert run["count"] == 2
+    assert len(texts) == (store == "relative" and not has_step_removed_it), texts
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+@pytest.mark.parametrize("progress", [True, "auto"])
+def test_there_may_be_no_stderr(
+    progress: Any, stream: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_stream = io.StringIO()
+    closed_stream.close()
+    monkeypatch.setattr(sys, "stderr", stream and closed_stream)
+    run, _ = catch_warnings(lambda: Pipeline(twofold, progress=progress).run(x=1))
+    assert run["twofold"] == 2
 
 
 @pytest.mark.parametrize("delay", [0, 1, 10**200, math.inf])
@@ -13493,7 +13887,7 @@ def remove_times(text: str) -> str:
     return re.sub(r"\d+(\.\d)? m?s\b", "T", text)
 
 
-def run_script(path: str, folder: Path = HERE) -> str:
+def run_example(path: str, folder: Path = HERE) -> str:
     """Run a script with warnings as errors; return what it printed."""
     process = subprocess.run(
         [sys.executable, "-W", "error", path],
@@ -13537,7 +13931,7 @@ def test_every_python_block_of_a_readme_runs_and_prints_what_it_says(
     driver.append("json.dump(outputs, sys.stdout)")
     (tmp_path / "iris.py").write_text("\n".join(driver))
     shutil.copytree(HERE / "examples", tmp_path / "examples")
-    outputs = json.loads(run_script("iris.py", tmp_path))
+    outputs = json.loads(run_example("iris.py", tmp_path))
     assert list(map(remove_times, outputs)) == list(map(remove_times, expected))
 
 
@@ -13569,7 +13963,7 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_runs_alone_and_prints_what_it_proves(name: str, tmp_path: Path) -> None:
     shutil.copytree(HERE / "examples", tmp_path / "examples")
-    assert EXAMPLES[name] in run_script(f"examples/{name}", tmp_path)
+    assert EXAMPLES[name] in run_example(f"examples/{name}", tmp_path)
 
 
 def test_every_example_is_tested() -> None:
@@ -13580,7 +13974,7 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.slow
 def test_the_flights_are_real_work_with_a_catalog_and_a_table_of_runs(tmp_path: Path) -> None:
     shutil.copytree(HERE / "examples" / "flights", tmp_path / "flights")
-    first, second = (run_script("flights/flights.py", tmp_path) for _ in range(2))
+    first, second = (run_example("flights/flights.py", tmp_path) for _ in range(2))
     assert re.search("known_flights +flights, planes +■ ran", first)
     assert re.search("known_flights +flights, planes +✓ cached", first)
     assert "input depth 1 → 4" in first
