@@ -4867,7 +4867,7 @@ class _Reads:
             is_temporary = real_path in own_paths and not os.path.isdir(real_path)
             if not (is_temporary or _is_ignored(real_path + os.sep)):
                 fingerprint = _FolderSource(real_path, "").compute_fingerprint()
-                sources.append(_FolderSource(path, fingerprint))
+                sources.append(_FolderSource(path.rstrip("/") or path, fingerprint))
         # A copy of the environment looks up each variable once, which says nothing about any.
         counts = [self._lookups[name] for name in os.environ if name not in self._own_variables]
         for name, value in self._variables.items():

@@ -5315,9 +5315,9 @@ def test_nothing_is_watched_before_a_cached_step_runs() -> None:
     sys.addaudithook(lambda event, arguments: events.append(event))
     import dagkit
     encode = os.environ.encodekey
-    dagkit.Pipeline(dagkit.Step(abs, args={"x": "x"}, name="y")).run(x=1)
+    dagkit.Pipeline(dagkit.Step(lambda x: x, name="y")).run(x=1)
     print(events.count("sys.addaudithook"), os.environ.encodekey is encode)
-    dagkit.Pipeline(dagkit.Step(abs, args={"x": "x"}, name="y", cache=True)).run(x=1)
+    dagkit.Pipeline(dagkit.Step(lambda x: x, name="y", cache=True)).run(x=1)
     print(events.count("sys.addaudithook"), os.environ.encodekey is encode)
     """
     assert run_python(code).split() == ["0", "True", "1", "False"]
