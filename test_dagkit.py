@@ -4542,7 +4542,7 @@ def test_the_key_in_the_environment_shares_a_store_and_needs_no_home_folder(
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["team", ""])
 def test_two_users_share_a_store_if_they_share_a_key(key: str, tmp_path: Path) -> None:
-    shutil.copy(HERE / "dagkit.py", tmp_path)
+    shutil.copy(dagkit.__file__, tmp_path)
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o777)
