@@ -345,7 +345,7 @@ def _is_path_text(value: object) -> bool:
 def _locate(function: Any) -> str:
     """Return where a callable is defined, as ``file.py:12``, or the name of its module."""
     function = _unwrap(function)
-    call_method = getattr(type(function), "__call__", None)  # noqa: B004
+    call_method = getattr(type(function), "__call__", None)  # noqa: B004 - we need its code
     code = getattr(function, "__code__", None) or getattr(call_method, "__code__", None)
     if code is None:
         return str(getattr(function, "__module__", None) or type(function).__module__)
@@ -614,11 +614,11 @@ class Step:
     )
     map: str | tuple[str, ...] = _option((), _is_name_or_names, "an argument or a tuple of them")
     after: str | tuple[str, ...] = _option((), _is_name_or_names, "a step or a tuple of them")
-    cache: bool | timedelta | None = _option(  # noqa: RUF009
+    cache: bool | timedelta | None = _option(  # noqa: RUF009 - it returns a field
         None, lambda x: isinstance(x, bool | timedelta | None), "True, False or a timedelta"
     )
     ignore: str | tuple[str, ...] = _option((), _is_name_or_names, "an argument or a tuple of them")
-    version: Hashable = _option(  # noqa: RUF009
+    version: Hashable = _option(  # noqa: RUF009 - it returns a field
         None, lambda x: isinstance(x, Hashable), "something hashable"
     )
     retries: int = _option(
@@ -627,7 +627,7 @@ class Step:
     retry_delay: float = _option(0.0, _is_amount, "seconds, 0 or more")
     retry_backoff: float = _option(1.0, _is_amount, "a factor, 0 or more")
     local: bool = _option(False, lambda x: isinstance(x, bool), "True or False")
-    poke: _Poke | None = _option(  # noqa: RUF009
+    poke: _Poke | None = _option(  # noqa: RUF009 - it returns a field
         None,
         lambda x: x is None or (isinstance(x, _Poke) and x.is_right()),
         "seconds (0 or more) as interval and timeout, True or False as soft_fail",
@@ -1440,8 +1440,6 @@ _ITERATOR_TYPES = frozenset(
 # A coroutine is a result that does not exist yet.
 _UNUSUAL_TYPES = _ITERATOR_TYPES | {CoroutineType}
 
-_LONGEST_DELAY = 86_400.0  # seconds
-
 
 @dataclass(eq=False, repr=False)
 class _Results:
@@ -1634,15 +1632,6 @@ def _name_values(step: Step, result: Any) -> dict[str, Any]:
         f"return a tuple of {len(names)}, or a dict with these keys",
         ResultError,
     )
-
-
-def _find_delay(step: Step, attempt: int) -> float:
-    """Return the seconds between a try that failed and the next one; at most a day."""
-    try:
-        delay = step.retry_delay * step.retry_backoff ** (attempt - 1)
-    except OverflowError:
-        return _LONGEST_DELAY
-    return delay if delay < _LONGEST_DELAY else _LONGEST_DELAY  # 0 times infinity is nan
 
 
 class _EventLoopThread:
@@ -2495,13 +2484,15 @@ def _hash_object(walk: _Walk, value: Any, layout: _Layout) -> bytes:
     return _hash_bytes(*digests, tag="object")
 
 
+def _get_pickle_pieces(value: Any, protocol: int) -> Any:
+    """Return what pickle would write for an object: a name, or a function with its arguments."""
+    reduce: Any = copyreg.dispatch_table.get(type(value))
+    return reduce(value) if reduce else value.__reduce_ex__(protocol)
+
+
 def _reduce(walk: _Walk, value: Any) -> tuple[Any, ...]:
     """Return what pickle would rebuild an object from: function, arguments, state, items, pairs."""
-    kind = type(value)
-    if kind in copyreg.dispatch_table:
-        pieces: Any = copyreg.dispatch_table[kind](value)
-    else:
-        pieces = value.__reduce_ex__(4)
+    pieces = _get_pickle_pieces(value, 4)
     if isinstance(pieces, str):  # the name of a global, which must really be the value
         module = sys.modules[pickle.whichmodule(value, pieces)]  # type: ignore[attr-defined]
         if operator.attrgetter(pieces)(module) is not value:
@@ -2527,7 +2518,7 @@ def _split_state(state: Any, attributes: dict[str, Any], layout: _Layout) -> tup
 
 
 _NO_ATTRIBUTES = _hash_plain({})
-_NEW_OBJECT = copyreg.__newobj__  # type: ignore[attr-defined]
+_NEW_OBJECT = copyreg.__newobj__  # type: ignore[attr-defined]  # not in its type stubs
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition)
 # The content of a builtin type, which a subclass cannot hide.
 _BUILTIN_BASES: dict[type, Callable[[Any], Any]] = {
@@ -2924,7 +2915,7 @@ _CLASS_MARKERS = {
     "__attrs_attrs__": "_attrs_cached_hash",
     "_sa_class_manager": "_sa_instance_state",
 }
-# What these compute from the other attributes does not count.
+# Decorators of attributes that are computed from the others, and so do not count.
 _CACHED_PROPERTIES = _split(
     "cached_property cache_readonly lazy_property memoized_property memoized_attribute"
 )
@@ -3690,7 +3681,7 @@ def _pickle_value(value: Any) -> list[memoryview]:
     return [stream.getbuffer(), *buffers]
 
 
-# What is not an attribute of an instance, and not in its pickle either.
+# Facts of an object that neither its attributes nor its pickle contain.
 _UNPICKLED_NAMES = {
     "builtins.BaseException": ("__cause__", "__context__", "__suppress_context__"),
     "torch.Tensor": ("grad",),
@@ -3710,8 +3701,7 @@ class _Pickler(pickle.Pickler):
         for name in names:
             if getattr(value, name) is not None:
                 attributes[name] = getattr(value, name)
-        reduce = copyreg.dispatch_table.get(kind)
-        pieces: Any = reduce(value) if reduce else value.__reduce_ex__(5)
+        pieces = _get_pickle_pieces(value, 5)
         if not attributes or isinstance(pieces, str) or len(pieces) == 6:
             return NotImplemented
         function, arguments, state, items, pairs = (*pieces, None, None, None)[:5]
@@ -4590,7 +4580,9 @@ class Store:
 
     @property
     def _locks(self) -> _KeyLocks:
-        return _key_locks.setdefault(self.path, _KeyLocks(f"{self.path}/locks"))
+        if self.path not in _key_locks:
+            _key_locks.setdefault(self.path, _KeyLocks(f"{self.path}/locks"))
+        return _key_locks[self.path]
 
     def _append_record(self, record: Mapping[str, Any]) -> None:
         """Add a line to the records of runs, with one write, so that processes do not mix lines.
@@ -4711,7 +4703,7 @@ _IMPORT_MODULES = _split(
 _IGNORED_PATHS = r"^/(proc|sys|dev)/|[/\\](site-packages|dist-packages|__pycache__)[/\\]"
 _JOIN_LIMIT = 1_000  # paths that consist of a folder and a name
 
-# What os.stat says of a regular file: inode, size, time. () is another kind of file, None is none.
+# Inode, size and time of a regular file; () for another kind of file; None if there is no file.
 _FileStamp = tuple[int, ...] | None
 
 
@@ -5173,14 +5165,13 @@ def _copy_polars(copier: _Copier, value: Any) -> Any:
 def _copy_object(copier: _Copier, value: Any) -> Any:
     """Copy any other object: what pickle would rebuild it from, and all its attributes."""
     kind = type(value)
-    reduce = copyreg.dispatch_table.get(kind)
-    pieces: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+    pieces = _get_pickle_pieces(value, 4)
     if isinstance(pieces, str):  # the name of a global
         return value
     function, arguments, state, items, pairs, set_state = (*pieces, None, None, None, None)[:6]
     set_state = set_state or getattr(kind, "__setstate__", None)
     layout = _find_layout(kind)
-    is_plain = function is copyreg.__newobj__ and set_state is None  # type: ignore[attr-defined]
+    is_plain = function is _NEW_OBJECT and set_state is None
     is_empty = len(arguments) == 1 and items is None and pairs is None
     if is_plain and is_empty and not _get_attributes(value, layout):
         return copier.keep(value)  # a sentinel: it has nothing but its identity
@@ -5693,7 +5684,7 @@ _Dataset = _FileDataset | _ObjectDataset
 
 @contextlib.contextmanager
 def _note_errors(note: str) -> Iterator[None]:
-    """Add a note to errors of the file system and of the user's objects."""
+    """Add a note to an error of the file system, or of an object that the user has written."""
     try:
         yield
     except Exception as error:
@@ -6905,9 +6896,19 @@ _MOST_COROUTINES = 100  # in flight
 _LOCK_POLL_INTERVAL = 0.02  # seconds
 _TICK_INTERVAL = 0.25  # seconds
 _MOST_RESTARTS = 20
+_LONGEST_DELAY = 86_400.0  # seconds
 
 # Raised if an executor was shut down, the last one by Dask.
 _SHUT_DOWN = ("CancelledError", "FutureCancelledError", "ClosedClientError")
+
+
+def _find_delay(step: Step, attempt: int) -> float:
+    """Return the seconds between a try that failed and the next one; at most a day."""
+    try:
+        delay = step.retry_delay * step.retry_backoff ** (attempt - 1)
+    except OverflowError:
+        return _LONGEST_DELAY
+    return delay if delay < _LONGEST_DELAY else _LONGEST_DELAY  # 0 times infinity is nan
 
 
 @dataclass(slots=True, eq=False)
@@ -8084,7 +8085,7 @@ def _order_ranks(rows: _Rows) -> _Rows:
             fewest = crossings
         if fewest == 0:
             break
-    # What was stirred goes near its neighbours, and siblings into the order of declaration.
+    # Where crossings do not matter, move nodes near their neighbours and keep declaration order.
     _update_positions(best_rows)
     _swap_neighbours(best_rows, lambda node: _average(node.above + node.below, node))
     return best_rows
@@ -8501,7 +8502,7 @@ def _draw_scene(scene: _Scene, has_title: bool = True) -> tuple[str, int]:
 
 
 def _draw_if_possible(scene: _Scene) -> tuple[str, int, str]:
-    """Return the SVG without a title and its width; or the reason why there is no picture."""
+    """Return the SVG without a title, its width, and the reason if there is no picture."""
     if scene.fault:
         return "", 0, scene.fault
     steps = scene.list_steps()
@@ -8986,7 +8987,7 @@ def _describe_host() -> dict[str, str]:
 
 
 def _find_code_folder(steps: Iterable[Step]) -> str:
-    """Return the folder of the file that defines the first step, "" if there is no such file."""
+    """Return the folder of the file that defines the first step, or "" if it has none."""
     for step in steps:
         code = getattr(_unwrap(step.function), "__code__", None)
         if code is not None:
@@ -8996,7 +8997,7 @@ def _find_code_folder(steps: Iterable[Step]) -> str:
 
 @functools.lru_cache(16)
 def _read_commit(folder: str, period: int) -> str:
-    """Return the commit that is checked out in a folder, "" where there is no repository.
+    """Return the commit that is checked out in a folder, or "" outside of a repository.
 
     The files of ``.git`` are read without git, since starting a process takes milliseconds. See
     ``man gitrepository-layout``. They are read once in a period.
@@ -9056,8 +9057,8 @@ class _Record(dict[str, Any]):
     __slots__ = ("_line",)
 
     def __init__(self, line: bytes) -> None:
-        # Do not decode the steps, which are the last field: there may be thousands. If this divides
-        # the line inside an input that has such a key too, the first half is no valid JSON.
+        # Do not decode the steps, which are the last field: there may be thousands. An input may
+        # have a key "steps" as well. Then the first half is not valid JSON, and we decode all.
         head_size = line.find(b',"steps":')
         try:
             fields = json.loads(line[:head_size] + b"}")
