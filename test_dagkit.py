@@ -158,6 +158,12 @@ def catch_warnings(call: Callable[[], Any]) -> tuple[Any, list[str]]:
     return result, [str(w.message) for w in caught if w.category is DagkitWarning]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def restore_sigint() -> None:
+    """A shell starts jobs in the background with SIGINT ignored, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Messages show paths relative to the working folder; each test has its own store and key."""
