@@ -3766,18 +3766,6 @@ def _hash_pieces(value: Any, pieces: Sequence[memoryview]) -> tuple[_StoredValue
     return _StoredValue(fingerprint, None, sizes, pickle_sha256), sources
 
 
-def _write_pieces(file: _NewFile, pieces: Sequence[memoryview]) -> list[int]:
-    """Write a pickle and its buffers; return the checksums of the buffers."""
-    checksums = []
-    for number, piece in enumerate(pieces):
-        for block in _split_into_blocks(piece):
-            file.write(block)
-            if number > 0:
-                checksums.append(zlib.crc32(block))
-        file.write(bytes(_pad(piece.nbytes) - piece.nbytes))
-    return checksums
-
-
 def _read_value(path: str, value: _StoredValue) -> Any:
     """Check a file of ``values`` and rebuild its value; arrays are writable and aligned."""
     with _open_file(path) as file:
@@ -4491,7 +4479,13 @@ class Store:
         if size >= _LARGE:  # hashing takes as long as writing, so the two go on side by side
             get_hashes = _start_call(get_hashes)
         with _NewFile(self._folder) as file:
-            checksums = _write_pieces(file, pieces)
+            checksums = []  # of the buffers; the pickle has its sha256
+            for number, piece in enumerate(pieces):
+                for block in _split_into_blocks(piece):
+                    file.write(block)
+                    if number > 0:
+                        checksums.append(zlib.crc32(block))
+                file.write(bytes(_pad(piece.nbytes) - piece.nbytes))
             stored, sources = get_hashes()
             stored = stored._replace(checksums=checksums)
             try:
@@ -4813,14 +4807,18 @@ class _Reads:
             path = os.fsdecode(path or ".")
         if not os.path.isabs(path) and _get_working_folder() != self._folder:
             path = os.path.join(_get_working_folder(), path)
+        reader = caller.f_globals.get("__name__")
+        if reader == "tokenize" and caller.f_back:
+            reader = caller.f_back.f_globals.get("__name__")
+        is_import = reader in _IMPORT_MODULES
         if event in _LIST_EVENTS:
-            if caller.f_globals.get("__name__") not in _IMPORT_MODULES:
+            if not is_import:
                 self._folders[path] = None
         elif event in _MAKE_EVENTS or (event == "os.mkdir" and not os.path.isdir(path)):
             self._own_paths.add(path)
         elif event == "sqlite3.connect":
             self._note_open(path, os.O_RDWR)
-        elif event == "open" and not (path.endswith((".py", ".pyc")) and _is_import(caller)):
+        elif event == "open" and not (is_import and path.endswith((".py", ".pyc"))):
             self._note_open(path, arguments[2])
 
     def _note_open(self, path: str, flags: int) -> None:
@@ -4910,15 +4908,16 @@ _watch_lock = threading.Lock()
 @functools.cache
 def _watch_reads() -> None:
     """Begin to watch, once in a process: an audit hook cannot be removed."""
-    with _watch_lock:
-        if getattr(os.environ.encodekey, "__globals__", None) is not _OUR_GLOBALS:
-            _add_hooks()
 
-
-def _add_hooks() -> None:
-    sys.addaudithook(_handle_audit_event)
-    # A hack: a lookup in os.environ raises no audit event, but it encodes the name.
-    encode = os.environ.encodekey
+    def handle_event(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _AUDIT_EVENTS:
+            reads = _current_reads.get()
+            caller = sys._getframe(1)
+            if reads is not None and caller.f_globals is not _OUR_GLOBALS:
+                try:
+                    reads.note(event, arguments, caller)
+                except Exception:  # it is an odd path, with which the call itself will fail
+                    return
 
     def note_and_encode(name: str) -> Any:
         reads = _current_reads.get()
@@ -4930,28 +4929,15 @@ def _add_hooks() -> None:
                 _current_reads.reset(token)
         return encode(name)
 
-    os.environ.encodekey = note_and_encode
-
-
-def _handle_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _AUDIT_EVENTS:
-        reads = _current_reads.get()
-        caller = sys._getframe(1)
-        if reads is not None and caller.f_globals is not _OUR_GLOBALS:
-            try:
-                reads.note(event, arguments, caller)
-            except Exception:  # it is an odd path, with which the call itself will fail
-                return
+    with _watch_lock:
+        encode = os.environ.encodekey
+        if getattr(encode, "__globals__", None) is not _OUR_GLOBALS:
+            sys.addaudithook(handle_event)
+            # A hack: a lookup in os.environ raises no audit event, but it encodes the name.
+            os.environ.encodekey = note_and_encode
 
 
 _OUR_GLOBALS = globals()
-
-
-def _is_import(caller: FrameType) -> bool:
-    name = caller.f_globals["__name__"]
-    if name == "tokenize" and caller.f_back:
-        name = caller.f_back.f_globals["__name__"]
-    return name in _IMPORT_MODULES
 
 
 @functools.cache
@@ -5754,8 +5740,8 @@ class _CatalogHandle(_Handle):
 class _DatasetSource(_Source):
     """The content of a dataset as a step wrote it. Its name is the one in the catalog.
 
-    A stored entry holds no dataset, since a project may be moved with its files;
-    ``_attach_datasets`` says which one is meant now.
+    A stored entry holds no dataset, since a project may be moved with its files. Reuse sets the
+    dataset of the pipeline before it checks the entry.
     """
 
     kind = "dataset"
@@ -5994,13 +5980,6 @@ def _save_to_catalog(
     if outputs and sources:
         new_values[whole] = _TupleHandle([new_values[name] for name in outputs])
     return new_values, sources
-
-
-def _attach_datasets(sources: Iterable[_Source], datasets: Mapping[str, _Dataset]) -> None:
-    """Tell the sources of a stored entry which datasets they mean now."""
-    for source in sources:
-        if isinstance(source, _DatasetSource):
-            source.dataset = datasets.get(source.name)
 
 
 def _replace_handles(
@@ -6253,9 +6232,9 @@ class _Reuse:
         age = time.time() - entry.created
         if isinstance(step.cache, timedelta) and age > step.cache.total_seconds():
             return "expired"
-        if self.datasets:
-            _attach_datasets(entry.sources, self.datasets)
         for source in entry.sources:
+            if isinstance(source, _DatasetSource):
+                source.dataset = self.datasets.get(source.name)
             is_current = self._known_sources.get(source)
             if is_current is None:
                 is_current = _is_current(source)
@@ -6875,9 +6854,7 @@ def _find_future(value: Any) -> Any:
         return value.future
     if isinstance(value, _Elements):
         return [_find_future(item) for item in value.list_items()]
-    if isinstance(value, _Handle):
-        return value.load()
-    return value
+    return _load_value(value)
 
 
 def _get_value(result: _CallResult, name: str) -> Any:
@@ -7187,7 +7164,11 @@ class _Loop:
             return
         arguments = self.get_arguments(task)
         if self.outer_reads is not None:
-            self.outer_reads.inherit(_list_catalog_files(arguments.values()))
+            for value in arguments.values():
+                if isinstance(value, _CatalogHandle) and isinstance(value.dataset, _FileDataset):
+                    path = value.dataset.absolute_path
+                    source = _ReadSource(path, _compute_file_fingerprint(path))
+                    self.outer_reads.inherit([source])
         if task.progress is not None:
             if not task.is_begun:
                 task.is_begun = True
@@ -7530,16 +7511,6 @@ class _Loop:
         return {other.step.name for other in tasks[: self.pool.count_workers()]}
 
 
-def _list_catalog_files(values: Iterable[Any]) -> list[_Source]:
-    """List the files of the catalog that values are loaded from."""
-    sources: list[_Source] = []
-    for value in values:
-        if isinstance(value, _CatalogHandle) and isinstance(value.dataset, _FileDataset):
-            path = value.dataset.absolute_path
-            sources.append(_ReadSource(path, _compute_file_fingerprint(path)))
-    return sources
-
-
 def _find_elements(step: Step, name: str, value: Any) -> Any:
     """Return what a map goes through: a list, the elements that another map makes, or `_Unknown`.
 
@@ -7547,8 +7518,7 @@ def _find_elements(step: Step, name: str, value: Any) -> Any:
     """
     if isinstance(value, _Elements | _Unknown):
         return value
-    if isinstance(value, _Handle):
-        value = value.load()
+    value = _load_value(value)
     is_table = hasattr(value, "columns")  # iterating over a data frame gives the column names
     if not is_table and not isinstance(value, str | bytes | Mapping):
         with contextlib.suppress(TypeError):  # it is not iterable
@@ -7835,6 +7805,11 @@ def _count_cells(text: str) -> int:
     return cells
 
 
+def _fill(text: str, cells: int) -> str:
+    """Add spaces up to that many cells."""
+    return text.ljust(len(text) + cells - _count_cells(text))
+
+
 def _cut_end(text: str, cells: int) -> str:
     """Shorten a text that is wider than so many cells."""
     if _count_cells(text) <= cells:
@@ -7866,7 +7841,7 @@ def _format_table(rows: Sequence[Sequence[str]], columns: int | None = None) -> 
     for *first_cells, last_cell in clean_rows:
         line = "  "
         for cell, width in zip(first_cells, widths, strict=False):
-            line += cell + " " * (width - _count_cells(cell)) + "   "
+            line += _fill(cell, width) + "   "
         if columns is not None:
             last_cell = _cut_end(last_cell, max(8, columns - _count_cells(line)))
         lines.append((line + last_cell).rstrip())
@@ -8802,15 +8777,6 @@ class _Listeners:
             )
 
 
-def _make_listeners(listeners: Iterable[_Listener]) -> _Listeners | None:
-    """Return the listeners of a run, with the log if somebody reads it; None if there are none."""
-    listeners = [*listeners]
-    logging = sys.modules.get("logging")  # without this module, nobody reads logs
-    if logging is not None and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
-        listeners.append(_log_event)
-    return _Listeners(listeners) if listeners else None
-
-
 def _log_event(event: Event) -> None:
     """Write an event to the logger ``dagkit``."""
     import logging
@@ -8887,7 +8853,15 @@ def _make_record(
             values[name] = value
         elif isinstance(value, _StoredHandle) and name in value.entry.metrics:
             metrics[name] = value.entry.metrics[name]  # the value is not loaded for it
-    folder = _find_code_folder(results.order.steps)
+    folder = ""  # of the file that defines the first step
+    for step in results.order.steps:
+        code = getattr(_unwrap(step.function), "__code__", None)
+        if code is not None:
+            folder = os.path.dirname(code.co_filename)
+            break
+    host = os.environ.get("COMPUTERNAME", "")  # the module platform is slow to import
+    if hasattr(os, "uname"):
+        host = os.uname().nodename
     return _RECORD_FIELDS | {
         "id": os.urandom(6).hex(),
         "pipeline": title,
@@ -8895,7 +8869,10 @@ def _make_record(
         "seconds": round(seconds, 6),
         "status": "ran" if error is None else "failed",
         "error": _describe_error(error),
-        **_describe_host(),
+        "user": os.environ.get("USER") or os.environ.get("USERNAME", ""),
+        "host": host,
+        "python": sys.version.split()[0],
+        "dagkit": __version__,
         "commit": _read_commit(folder, period=int(time.monotonic() // 10)),
         "inputs": inputs,
         "targets": [*results.order.targets],
@@ -8975,24 +8952,6 @@ def _measure_json(value: Any, limit: int) -> int:
         if size > limit:
             break
     return size
-
-
-@functools.cache
-def _describe_host() -> dict[str, str]:
-    user = os.environ.get("USER") or os.environ.get("USERNAME", "")
-    host = os.environ.get("COMPUTERNAME", "")  # the module platform is slow to import
-    if hasattr(os, "uname"):
-        host = os.uname().nodename
-    return {"user": user, "host": host, "python": sys.version.split()[0], "dagkit": __version__}
-
-
-def _find_code_folder(steps: Iterable[Step]) -> str:
-    """Return the folder of the file that defines the first step, or "" if it has none."""
-    for step in steps:
-        code = getattr(_unwrap(step.function), "__code__", None)
-        if code is not None:
-            return str(os.path.dirname(code.co_filename))
-    return ""
 
 
 @functools.lru_cache(16)
@@ -9125,18 +9084,19 @@ class _History(list[_Record]):
         columns.sort(key=lambda x: (not x.startswith("inputs."), not x.startswith("metrics.")))
         rows = [[name.partition(".")[2] or name for name in columns]]
         for record in records:
-            rows.append([_format_cell(name, record.get(name, "")) for name in columns])
+            row = []
+            for name in columns:
+                value = record.get(name, "")
+                if name == "seconds":
+                    row.append(_format_duration(value))
+                elif name == "started":
+                    row.append(str(value).rstrip("Z").replace("T", " "))
+                elif type(value) is float:
+                    row.append(f"{value:.4g}")
+                else:
+                    row.append(_cut_middle(str(value), 48))
+            rows.append(row)
         return rows
-
-
-def _format_cell(column: str, value: Any) -> str:
-    if column == "seconds":
-        return _format_duration(value)
-    if column == "started":
-        return str(value).rstrip("Z").replace("T", " ")
-    if type(value) is float:
-        return f"{value:.4g}"
-    return _cut_middle(str(value), 48)
 
 
 def _read_history(lines: Iterable[bytes], title: str) -> _History:
@@ -9239,8 +9199,7 @@ class _ProgressLines:
             outcome = _describe_briefly(state)
         elif state.status == "failed":
             outcome += f"   ({_locate(self.steps[state.name].function)})"
-        padding = " " * (self.name_width - _count_cells(state.name))
-        head = self._fit(f"{look.glyph} {state.name}{padding}")
+        head = self._fit(f"{look.glyph} {_fill(state.name, self.name_width)}")
         tail = self._fit(f"   {state.status:7}   {outcome}", _count_cells(head)).rstrip()
         if self.has_colors:
             head = f"\x1b[{look.ansi}m{head}\x1b[0m"
@@ -9964,7 +9923,11 @@ class Pipeline(_Displayable, _Composable):
         build, order, inputs, values, datasets = preparation
         scene = self._make_call_scene(preparation)
         display = self._make_display(scene, order)
-        listeners = _make_listeners([*self._listeners, *display])
+        observers = [*self._listeners, *display]
+        logging = sys.modules.get("logging")  # without this module, nobody reads logs
+        if logging is not None and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
+            observers.append(_log_event)
+        listeners = _Listeners(observers) if observers else None
         reuse = _Reuse(self._store, self._code_memo, order, datasets)
         policy = _Policy(reuse, self._options["executor"], self._options["on_error"], listeners)
         session = _Session(order, values, policy)
