@@ -6569,9 +6569,7 @@ def _call_step(job: _Job, arguments: Mapping[str, Any]) -> _CallResult:
         start = _clock()
         with call.record_reads() as call.reads:
             result = _call_with(job.step, call.arguments)
-            if (
-                type(result) is CoroutineType
-            ):  # the function does not look like a coroutine function
+            if type(result) is CoroutineType:  # the function did not look like one that makes it
                 event_loop = _EventLoopThread()
                 try:
                     result = event_loop.run(result)

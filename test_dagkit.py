@@ -3487,6 +3487,7 @@ def install_package(folder: Path, version: str, body: str) -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_installed_packages_count_by_version_and_only_those_reached(tmp_path: Path) -> None:
     write_files(tmp_path / "app", {"app.py": """
         import sys
@@ -3512,6 +3513,7 @@ def test_installed_packages_count_by_version_and_only_those_reached(tmp_path: Pa
     assert run_in(tmp_path / "app", code) == "uses stale package fakepkg 1.0 → 2.0; free fresh \n"
 
 
+@pytest.mark.slow
 def test_a_value_of_an_installed_class_counts_with_its_version(tmp_path: Path) -> None:
     """No code here names the package; the stored value does."""
     write_files(tmp_path / "app", {"app.py": """
@@ -8394,6 +8396,7 @@ def small(bigger: Any) -> float:
     return float(bigger.sum())
 
 
+@pytest.mark.slow
 def test_values_stay_on_the_cluster(cluster: Any) -> None:
     """Shown by the bytes that reach this process: 8 MB are made and passed on, none arrives."""
     gathered: list[Any] = []
@@ -9521,7 +9524,9 @@ def test_no_edge_crosses_a_foreign_box(graph: Sketch, is_across: bool) -> None:
                 assert not is_inside, (a, b, node)
 
 
-@pytest.mark.parametrize("steps", [10, 50, 100, 200])
+@pytest.mark.parametrize(
+    "steps", [10, 50, *[pytest.param(steps, marks=pytest.mark.slow) for steps in (100, 200)]]
+)
 def test_few_edges_cross(steps: int) -> None:
     """Counted between neighbouring ranks, shared trunks once."""
     crossings = [rank(*make_random_sketch(steps, seed))[2] for seed in range(20)]
@@ -11795,6 +11800,7 @@ print(json.dumps(outcomes))
 """
 
 
+@pytest.mark.slow
 def test_steps_in_the_syntax_of_each_python_are_reused(tmp_path: Path) -> None:
     names = {}
     for number, row in enumerate(select_rows(PYTHON_FEATURES)):
@@ -12024,6 +12030,7 @@ def bare_python(
     return request.param, run
 
 
+@pytest.mark.slow
 def test_a_bare_platform_runs_reuses_and_saves(bare_python: Any, tmp_path: Path) -> None:
     lack, run = bare_python
     (tmp_path / "scenario.py").write_text(SCENARIO, encoding="utf-8")
@@ -12071,6 +12078,7 @@ def run_script(tmp_path: Path) -> Callable[[str], str]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_key_that_is_set_after_a_pool_began_signs_its_results(
     method: str, run_script: Callable[..., str]
@@ -12662,6 +12670,7 @@ def cancel_call() -> None:
     raise asyncio.CancelledError("code 5")
 
 
+@pytest.mark.slow
 def test_what_cannot_leave_a_cluster_is_a_worker_error_of_its_step(cluster: Any) -> None:
     process_ids = set(cluster.run(os.getpid).values())
     pipeline = Pipeline(raise_locked, give_lock, twofold, executor=cluster, on_error="continue")
@@ -12680,6 +12689,7 @@ def test_what_cannot_leave_a_cluster_is_a_worker_error_of_its_step(cluster: Any)
     assert set(cluster.run(os.getpid).values()) == process_ids
 
 
+@pytest.mark.slow
 def test_a_dask_client_that_was_closed_is_named(cluster: Any) -> None:
     import distributed
 
