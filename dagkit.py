@@ -367,7 +367,7 @@ class _Summary(reprlib.Repr):
     def repr1(self, x: object, level: int) -> str:
         try:
             shape = getattr(x, "shape", None)
-            if not isinstance(shape, tuple):
+            if not (isinstance(shape, tuple) and shape):  # a scalar of numpy has no sizes
                 return super().repr1(x, level)
             sizes = " x ".join(map(str, shape))
             text = f"{sizes} {getattr(x, 'dtype', '')}"
@@ -5244,6 +5244,7 @@ class _ObjectFinder(pickle.Pickler):
         self.group = group
         self.objects: dict[int, Any] = {}
         self.regions: list[_Region] = []
+        self.constant_ids: set[int] = set()  # of containers that belong to an unchanging object
 
     def write(self, data: Any) -> None:
         """Drop the pickle."""
@@ -5251,13 +5252,16 @@ class _ObjectFinder(pickle.Pickler):
     def persistent_id(self, value: Any) -> Any:
         """Note a value; return None if the pickler has to go on inside it."""
         kind = type(value)
-        if kind in _IMMUTABLE_TYPES:
+        if kind in _IMMUTABLE_TYPES or id(value) in self.constant_ids:
             return None
         rule = _find_copy_rule(kind)
         if rule in (_keep, _keep_function, _keep_immutable):
             return True
         if rule is _copy_tensor or _can_change(value):
             self.objects[id(value)] = value
+        elif rule is _copy_object:  # what its attributes hold may change, but not the attributes
+            for name in ("__dict__", "__pydantic_fields_set__"):
+                self.constant_ids.add(id(getattr(value, name, None)))
         if rule is _copy_tensor or rule is _copy_array:
             self.regions.append(_find_region(value, self.group))
         if rule is _copy_array and value.dtype.hasobject:

@@ -227,6 +227,7 @@ class Broken:
         (np.zeros((3, 4)), "ndarray(3 x 4 float64)"),
         (pd.DataFrame({"a": [1, 2]}), "DataFrame(2 x 1)"),
         ([np.zeros(3), 1], "[ndarray(3 float64), 1]"),
+        (np.float64(1.5), "np.float64(1.5)"),
         ([Broken()], "[<Broken whose repr raises OSError>]"),
         ("two\nlines", r"'two\nlines'"),
     ],
@@ -5406,6 +5407,12 @@ class Frozen:
     x: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenPair:
+    x: Any
+    y: Any
+
+
 class Slots:
     __slots__ = ("__dict__", "a", "b")
 
@@ -6034,6 +6041,8 @@ SHARED: list[tuple[str, Callable[[], tuple[Any, Any]], str]] = [
     ("split frame", lambda: ((x := make_frame()).iloc[:1], x.iloc[1:]), ""),
     ("frozen dataclass", lambda: (x := Frozen((1,)), [x]), ""),
     ("list in dataclasses", lambda: (Point(x := [1]), Frozen(x)), "list"),
+    ("frozen with attributes", lambda: (x := FrozenPair(1, (2,)), [FrozenPair(x, 1)]), ""),
+    ("list in one", lambda: (x := FrozenPair([1], 2), [x]), "list"),
     ("estimator", lambda: (x := make_model(), {"model": x}), "SGDClassifier"),
     (
         "code and constants",
