@@ -1882,14 +1882,14 @@ def _find_home(value: Any) -> tuple[str, str | None]:
     return str(space.get("__name__", "")), space.get("__file__")
 
 
-def _is_importable(cls: type, module: str) -> bool:
-    """Tell whether a class is what its name says, and was not made at run time."""
-    if not cls.__flags__ & 1 << 9:  # a static type, in C
+def _is_importable(value: Any, module: str) -> bool:
+    """Tell whether a class or function is what its name says, and was not made at run time."""
+    if isinstance(value, type) and not value.__flags__ & 1 << 9:  # a static type, in C
         return True
     member: Any = sys.modules.get(module)
-    for name in cls.__qualname__.split("."):
+    for name in value.__qualname__.split("."):
         member = getattr(member, name, None)
-    return member is cls
+    return member is value
 
 
 def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
@@ -2951,8 +2951,9 @@ def _hash_reference(walk: _Walk, value: Any) -> bytes:
         if value.__code__.co_filename.startswith(("<string>", "<attrs")):
             kind = "generated"  # such as __init__ of a dataclass: it changes with the class
         is_known = is_library and not (value.__closure__ or vars(value))
-    if not is_library and not walk.is_in_code and "<" not in name:
-        walk.sources["code", f"{home}:{name}"] = value
+    is_counted = not is_library and not walk.is_in_code and "<" not in name
+    if is_counted and _is_importable(value, home):  # a pickle names only what can be imported
+        walk.sources["code", f"{home}:{value.__qualname__}"] = value
     if value is walk.root:
         part = ("function", value.__name__)
     elif is_known:

@@ -3479,6 +3479,43 @@ def test_a_class_edited_behind_a_stored_value_runs_the_dependents(tmp_path: Path
     assert run_in(tmp_path / "app", code) == "2\n"
 
 
+def test_a_value_that_holds_functions_without_a_name_of_their_own_is_reused(tmp_path: Path) -> None:
+    """Code made by exec, as in the distributions of SciPy, and the function behind a decorator."""
+    app = """
+        import functools
+        from dagkit import step
+        class Made:
+            def __init__(self): self.__setstate__({})
+            def __getstate__(self): return {"any": "state"}
+            def __setstate__(self, state):
+                space = {}
+                exec("def double(self, x): return 2 * x", space)
+                self.double = space["double"].__get__(self)
+        def log(function):
+            @functools.wraps(function)
+            def logging(*args): return function(*args)
+            return logging
+        @log
+        def add(a, b): return a + b
+        @step(cache=True)
+        def made(): return Made()
+        @step(cache=True)
+        def partial(): return functools.partial(globals()["add"], 1)
+        @step(cache=True)
+        def result(made, partial): return partial(made.double(2))
+    """
+    code = """
+        import app, dagkit
+        run = dagkit.Pipeline(app).run()
+        print(run["result"], [state.status for state in run.steps.values()])
+    """
+    write_files(tmp_path / "app", {"app.py": app})
+    assert run_in(tmp_path / "app", code) == "5 ['ran', 'ran', 'ran']\n"
+    assert run_in(tmp_path / "app", code) == "5 ['cached', 'cached', 'cached']\n"
+    write_files(tmp_path / "app", {"app.py": app.replace("a + b", "a - b")})
+    assert run_in(tmp_path / "app", code) == "-3 ['cached', 'ran', 'ran']\n"
+
+
 def install_package(folder: Path, version: str, body: str) -> None:
     """Install a package of that version, by hand."""
     write_files(folder / "site-packages", {
