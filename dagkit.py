@@ -3666,8 +3666,11 @@ def _find_metrics(values: Mapping[str, Any]) -> dict[str, Any]:
 # Values as bytes
 
 
-def _pickle_value(value: Any) -> list[memoryview]:
-    """Return the pickle of a value, then its large buffers, which are not copied."""
+def _pickle_value(value: Any) -> tuple[list[memoryview], list[str]]:
+    """Return the pickle of a value and its large buffers, which are not copied.
+
+    Also returns the names of the classes that decide themselves what the pickle holds of them.
+    """
     stream = io.BytesIO()
     buffers: list[memoryview] = []
 
@@ -3678,8 +3681,10 @@ def _pickle_value(value: Any) -> list[memoryview]:
         buffers.append(view)
         return False
 
-    _Pickler(stream, protocol=5, buffer_callback=keep_in_stream).dump(value)
-    return [stream.getbuffer(), *buffers]
+    pickler = _Pickler(stream, protocol=5, buffer_callback=keep_in_stream)
+    pickler.own_names = {}
+    pickler.dump(value)
+    return [stream.getbuffer(), *buffers], list(pickler.own_names)
 
 
 # Facts of an object that neither its attributes nor its pickle contain.
@@ -3692,10 +3697,16 @@ _UNPICKLED_NAMES = {
 class _Pickler(pickle.Pickler):
     """Also saves the attributes that a class leaves out of its pickles."""
 
+    own_names: dict[str, None]  # of the classes that `_pickles_itself` is true for
+
     def reducer_override(self, value: Any) -> Any:
         kind: Any = type(value)
+        if isinstance(value, type):
+            return NotImplemented
+        if _pickles_itself(kind):
+            self.own_names[_type_name(kind)] = None
         names = _find_unpickled_names(kind)
-        if names is None or isinstance(value, type):
+        if names is None:
             return NotImplemented
         layout = _find_layout(kind)
         attributes = _get_attributes(value, layout)
@@ -3718,6 +3729,16 @@ class _Pickler(pickle.Pickler):
         if not unsaved:
             return NotImplemented
         return function, arguments, (state, unsaved), items, pairs, _set_state
+
+
+@functools.cache
+def _pickles_itself(kind: type) -> bool:
+    """Tell whether a class of the project, or an exception, says what its pickles hold."""
+    methods = {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
+    for base in kind.__mro__:
+        if not methods.isdisjoint(vars(base)):
+            return issubclass(base, BaseException) or _find_packages(*_find_home(base)) is None
+    return False
 
 
 @functools.cache
@@ -3753,8 +3774,13 @@ def _set_state(value: Any, states: tuple[Any, dict[str, Any]]) -> None:
         object.__setattr__(value, name, attribute)
 
 
-def _hash_pieces(value: Any, pieces: Sequence[memoryview]) -> tuple[_StoredValue, list[_Source]]:
-    """Return what is known of a value but for the checksums, and the sources it depends on."""
+def _hash_pieces(
+    value: Any, pieces: Sequence[memoryview], own_names: Sequence[str]
+) -> tuple[_StoredValue, list[_Source]]:
+    """Return what is known of a value but for the checksums, and the sources it depends on.
+
+    Raises ``ValueError`` if one of the classes that pickle themselves loses content.
+    """
     sizes = [piece.nbytes for piece in pieces]
     content = hashlib.sha256(pieces[0])
     pickle_sha256 = content.hexdigest()
@@ -3764,6 +3790,13 @@ def _hash_pieces(value: Any, pieces: Sequence[memoryview]) -> tuple[_StoredValue
         for piece in pieces[1:]:
             content.update(piece)
         return _StoredValue(content.hexdigest(), opaque.args, sizes, pickle_sha256), []
+    if own_names:
+        with contextlib.suppress(Exception):  # unpickling may raise anything
+            if _fingerprint(pickle.loads(pieces[0], buffers=pieces[1:])) == fingerprint:
+                own_names = []
+    if own_names:
+        names = _join_names(own_names, 3)
+        raise ValueError(f"it does not come back from its pickle as it was ({names})")
     return _StoredValue(fingerprint, None, sizes, pickle_sha256), sources
 
 
@@ -4471,12 +4504,12 @@ class Store:
                 return _StoredValue(value.fingerprint), []
             except _Opaque as opaque:
                 return _StoredValue("", opaque.args), []
-        pieces = _pickle_value(value)
+        pieces, own_names = _pickle_value(value)
         size = sum(piece.nbytes for piece in pieces)
         if size <= _INLINE_LIMIT:
-            stored, sources = _hash_pieces(value, pieces)
+            stored, sources = _hash_pieces(value, pieces, own_names)
             return stored._replace(pickle=bytes(pieces[0])), sources
-        get_hashes: Callable[[], Any] = functools.partial(_hash_pieces, value, pieces)
+        get_hashes: Callable[[], Any] = functools.partial(_hash_pieces, value, pieces, own_names)
         if size >= _LARGE:  # hashing takes as long as writing, so the two go on side by side
             get_hashes = _start_call(get_hashes)
         with _NewFile(self._folder) as file:
