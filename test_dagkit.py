@@ -4444,8 +4444,10 @@ def test_a_planted_pickle_never_runs(home: str, tmp_path: Path) -> None:
     """A cloned repository brings its store; only with the attacker's own key would it run."""
     victim = tmp_path / "victim"
     code = """
-        import os
+        import os, dagkit
         from dagkit import Pipeline, Step
+        if os.environ.get("EVIL"):  # the attacker's dagkit does not check what it stores
+            dagkit._pickles_itself = lambda kind: False
         class Evil:
             def __reduce__(self): return os.system, ("touch " + os.environ["VICTIM"],)
         def answer(): return Evil() if os.path.exists("evil") else 42
