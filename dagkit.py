@@ -3684,7 +3684,8 @@ def _pickle_value(value: Any) -> tuple[list[memoryview], list[str]]:
     pickler = _Pickler(stream, protocol=5, buffer_callback=keep_in_stream)
     pickler.own_names = {}
     pickler.dump(value)
-    return [stream.getbuffer(), *buffers], list(pickler.own_names)
+    # Not getbuffer(): Python 3.12 crashes if it collects such a buffer with an error's frames.
+    return [memoryview(stream.getvalue()), *buffers], list(pickler.own_names)
 
 
 # Facts of an object that neither its attributes nor its pickle contain.
