@@ -87,10 +87,38 @@ from dagkit import (
 
 HERE = Path(__file__).parent
 
-# The private functions that tests cannot do without: layout, fingerprint, texts.
-fingerprint = dagkit._fingerprint
+# All private names that the tests need, so that a new name changes one line. Only the code of a few
+# child processes uses others. Users would see the same facts in part, or after a long time.
 summarize = dagkit._summarize
+find_delay = dagkit._find_delay
+StepState = dagkit._StepState
+STEP_OPTIONS = dagkit._STEP_OPTIONS
+PIPELINE_OPTIONS = dagkit._PIPELINE_OPTIONS
+
+fingerprint = dagkit._fingerprint
+fingerprint_with_sources = dagkit._fingerprint_with_sources
 copy_arguments = dagkit._copy_arguments
+CodeMemo = dagkit._CodeMemo
+OpaqueError = dagkit._Opaque
+SOURCE_TYPES = dagkit._SOURCE_TYPES
+
+format_duration = dagkit._format_duration
+format_table = dagkit._format_table
+describe_outcome = dagkit._describe_outcome
+describe_briefly = dagkit._describe_briefly
+cut_end = dagkit._cut_end
+cut_middle = dagkit._cut_middle
+
+rank_boxes = dagkit._rank_boxes
+update_positions = dagkit._update_positions
+count_crossings = dagkit._count_crossings
+arrange_boxes = dagkit._arrange
+lay_out = dagkit._lay_out
+Geometry = dagkit._Geometry
+Scene = dagkit._Scene
+Picture = dagkit._Picture
+format_page = dagkit._format_page
+LOOKS = dagkit._LOOKS
 
 
 @step
@@ -278,7 +306,7 @@ def test_an_error_with_a_broken_message_does_no_harm() -> None:
     ],
 )
 def test_a_state_is_one_line(state: tuple[Any, ...], text: str) -> None:
-    assert repr(dagkit._StepState(*state)) == text
+    assert repr(StepState(*state)) == text
 
 
 @pytest.mark.parametrize(
@@ -294,7 +322,7 @@ def test_a_state_is_one_line(state: tuple[Any, ...], text: str) -> None:
     ],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
-    assert dagkit._format_duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 ########################################################################################
@@ -1479,7 +1507,7 @@ def test_retry_delays_grow_by_the_backoff() -> None:
 
 def test_a_huge_backoff_is_a_delay_of_a_day_at_most() -> None:
     get = Step(lambda: 1, name="get", retries=9999, retry_delay=1, retry_backoff=1e10)
-    assert [dagkit._find_delay(get, attempt) for attempt in (1, 2, 9999)] == [1, 86_400, 86_400]
+    assert [find_delay(get, attempt) for attempt in (1, 2, 9999)] == [1, 86_400, 86_400]
 
 
 def test_other_steps_run_while_one_waits_for_its_next_try() -> None:
@@ -2287,7 +2315,7 @@ def run_in(folder: Path, code: str, **environment: str) -> str:
 
 
 def find_parts(function: Callable[..., Any]) -> dict[tuple[str, str], str]:
-    return dagkit._CodeMemo().find_parts(function)[0]
+    return CodeMemo().find_parts(function)[0]
 
 
 EDITS = [(*edit, False) for edit in read_edits(KEEPING_EDITS)]
@@ -2416,7 +2444,7 @@ def test_a_cell_of_a_notebook_counts_by_what_it_changes(cell: str, is_change: bo
     """Running a cell again, or the cell of a helper, is judged by the outcome."""
     space: dict[str, Any] = {"__name__": "__main__", "np": np, "a": np.ones(3)}
     exec(NOTEBOOK, space)
-    memo = dagkit._CodeMemo()
+    memo = CodeMemo()
     before = memo.find_parts(space["step"])
     exec(cell, space)
     memo.begin()
@@ -2453,7 +2481,7 @@ def test_code_that_cannot_be_fingerprinted_is_named_with_its_path() -> None:
     def clean() -> Any:
         return letters
 
-    with pytest.raises(dagkit._Opaque) as caught:
+    with pytest.raises(OpaqueError) as caught:
         find_parts(clean)
     assert caught.value.reason == "no fingerprint: clean -> closure letters -> generator"
 
@@ -2587,7 +2615,7 @@ def make_nested_list() -> list[Any]:
 def test_a_value_without_content_has_no_fingerprint(make: Callable[[], Any]) -> None:
     value = make()
     for holder in (value, [value], {"k": (value,)}):
-        with pytest.raises(dagkit._Opaque):
+        with pytest.raises(OpaqueError):
             fingerprint(holder)
     if hasattr(value, "close"):
         value.close()
@@ -3406,19 +3434,19 @@ def test_fingerprints_are_equal_exactly_if_values_and_types_are(first: Any, seco
 
 
 def list_sources(value: Any) -> list[str]:
-    return sorted(str(source) for source in dagkit._fingerprint_with_sources(value)[1])
+    return sorted(str(source) for source in fingerprint_with_sources(value)[1])
 
 
 def test_a_value_names_the_files_packages_and_code_that_it_depends_on(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("1")
     value = [Multiplier(1), path, np.zeros(3), scale]
-    text, sources = dagkit._fingerprint_with_sources(value)
+    text, sources = fingerprint_with_sources(value)
     assert text == fingerprint(value)
     assert [source.kind for source in sources] == ["code", "file", "package", "code"]
     assert list_sources(value) == ["code Multiplier", "code scale", f"file {path}", "package numpy"]
     for source in sources:
-        twin = dagkit._SOURCE_TYPES[source.kind](source.name, source.fingerprint)
+        twin = SOURCE_TYPES[source.kind](source.name, source.fingerprint)
         assert twin == source
         assert source.compute_fingerprint() == source.fingerprint
 
@@ -3426,21 +3454,19 @@ def test_a_value_names_the_files_packages_and_code_that_it_depends_on(tmp_path: 
 def test_a_source_explains_how_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = HERE / f"{tmp_path.name}.csv"
     path.write_text("1")
-    _, (source,) = dagkit._fingerprint_with_sources(path)
+    _, (source,) = fingerprint_with_sources(path)
     path.write_text("2")
     assert source.compute_fingerprint() != source.fingerprint
     assert source.explain_change() == f"file {path.name} changed"
     path.unlink()
     assert source.compute_fingerprint() != source.fingerprint
     assert source.explain_change() == f"file {path.name} is gone"
-    package = dagkit._SOURCE_TYPES["package"]("numpy", "1.0")
+    package = SOURCE_TYPES["package"]("numpy", "1.0")
     assert package.explain_change() == f"package numpy 1.0 → {np.__version__}"
-    assert (
-        dagkit._SOURCE_TYPES["package"]("nosuch", "1").explain_change() == "package nosuch is gone"
-    )
-    code = dagkit._SOURCE_TYPES["code"](f"{__name__}:scale", "")
+    assert SOURCE_TYPES["package"]("nosuch", "1").explain_change() == "package nosuch is gone"
+    code = SOURCE_TYPES["code"](f"{__name__}:scale", "")
     assert code.explain_change() == "code scale changed"
-    code = dagkit._SOURCE_TYPES["code"](f"{__name__}:nosuch", "")
+    code = SOURCE_TYPES["code"](f"{__name__}:nosuch", "")
     assert code.explain_change() == "code nosuch is gone"
 
 
@@ -9436,7 +9462,7 @@ def test_a_large_stored_value_is_not_loaded_to_be_displayed() -> None:
 
 
 def make_state(status: str, **facts: Any) -> Any:
-    return dagkit._StepState("fit", status, **facts)
+    return StepState("fit", status, **facts)
 
 
 @pytest.mark.parametrize(
@@ -9460,8 +9486,8 @@ def make_state(status: str, **facts: Any) -> Any:
 def test_an_outcome_is_described_in_a_row_and_in_a_box(
     state: Any, outcome: str, brief: str
 ) -> None:
-    assert dagkit._describe_outcome(state) == outcome
-    assert dagkit._describe_briefly(state) == brief
+    assert describe_outcome(state) == outcome
+    assert describe_briefly(state) == brief
 
 
 class Terminal(io.StringIO):
@@ -9479,12 +9505,12 @@ def test_a_table_is_cut_to_the_terminal_in_its_notes(monkeypatch: pytest.MonkeyP
 
 
 def test_columns_are_aligned_by_the_cells_that_letters_take() -> None:
-    assert dagkit._format_table([["ab", "x"], ["日本", "x"], ["e\u0301", "x"]]) == (
+    assert format_table([["ab", "x"], ["日本", "x"], ["e\u0301", "x"]]) == (
         "  ab     x\n  日本   x\n  e\u0301      x"
     )
-    assert dagkit._format_table([]) == dagkit._format_table([[]]) == ""
-    assert dagkit._cut_end("日本日本", 6) == "日本…"
-    assert dagkit._cut_middle("load_customers_of_2024", 12) == "load_cu…2024"
+    assert format_table([]) == format_table([[]]) == ""
+    assert cut_end("日本日本", 6) == "日本…"
+    assert cut_middle("load_customers_of_2024", 12) == "load_cu…2024"
 
 
 ########################################################################################
@@ -9507,15 +9533,15 @@ class Sketch(NamedTuple):
 
 def rank(names: Any, edges: Edges) -> tuple[list[list[int]], dict[tuple[str, str], list[int]], int]:
     """Return the ranks and the trails of edges, as numbers of nodes, and the crossings."""
-    rows, _, trails = dagkit._rank_boxes(names, edges)
-    dagkit._update_positions(rows)
-    crossings = dagkit._count_crossings(rows)
+    rows, _, trails = rank_boxes(names, edges)
+    update_positions(rows)
+    crossings = count_crossings(rows)
     numbers = {edge: [node.number for node in trail] for edge, trail in trails.items()}
     return [[node.number for node in row] for row in rows], numbers, crossings
 
 
-def arrange(sizes: dict[str, Size], edges: Edges, is_across: bool = False) -> dagkit._Geometry:
-    return dagkit._arrange(*dagkit._rank_boxes(sizes, edges), sizes, is_across)
+def arrange(sizes: dict[str, Size], edges: Edges, is_across: bool = False) -> Geometry:
+    return arrange_boxes(*rank_boxes(sizes, edges), sizes, is_across)
 
 
 def make_random_sketch(steps: int, seed: int) -> Sketch:
@@ -9678,8 +9704,8 @@ def test_wide_graphs_are_laid_out() -> None:
 
 
 def test_an_empty_graph_has_an_empty_layout() -> None:
-    assert arrange({}, []) == dagkit._Geometry(False, {}, {}, 16.0, 16.0)
-    assert arrange({"a": (100, 44)}, []) == dagkit._Geometry(False, {"a": (58, 30)}, {}, 116, 60)
+    assert arrange({}, []) == Geometry(False, {}, {}, 16.0, 16.0)
+    assert arrange({"a": (100, 44)}, []) == Geometry(False, {"a": (58, 30)}, {}, 116, 60)
 
 
 @pytest.mark.parametrize(
@@ -9697,7 +9723,7 @@ def test_edges_go_where_the_picture_wastes_less_of_a_notebook_cell(
 ) -> None:
     names = dict.fromkeys(itertools.chain.from_iterable(edges))
     sizes = tuple((name, (133.0, 40.0)) for name in names)
-    assert dagkit._lay_out(sizes, tuple(edges)).is_across == is_across
+    assert lay_out(sizes, tuple(edges)).is_across == is_across
 
 
 ########################################################################################
@@ -9738,7 +9764,7 @@ def make_sample(kind: str) -> Pipeline:
     return Pipeline([make_function(*line.split()) for line in SAMPLES[kind]])
 
 
-def make_sample_scene(kind: str, stage: str) -> dagkit._Scene:
+def make_sample_scene(kind: str, stage: str) -> Scene:
     """Make a scene of a sample in a plan, a run, or a run that fails, with fixed times."""
     scene = make_sample(kind)._make_scene()
     states = {
@@ -9771,7 +9797,7 @@ def test_a_picture_draws_each_step_output_and_input_once() -> None:
 
 
 def test_a_picture_of_a_plan_draws_what_is_needed_with_reasons_and_counts() -> None:
-    texts = read_svg_texts(dagkit._Picture(make_sample_scene("ml", "plan")).svg)
+    texts = read_svg_texts(Picture(make_sample_scene("ml", "plan")).svg)
     counts = [text for text in texts if re.fullmatch(r"\d \w+", text)]
     assert counts == ["1 fresh", "1 stale", "1 maybe", "1 new", "3 uncached"]
     assert {"saves 1.2 s", "code changed: helper tidy", "after clean", "→ train, test"} <= {*texts}
@@ -9855,7 +9881,7 @@ GOLDENS = {
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", GOLDENS)
 def test_pictures_are_as_somebody_has_looked_at_them(kind: str, stage: str, tmp_path: Path) -> None:
-    svg = dagkit._Picture(make_sample_scene(kind, stage)).svg
+    svg = Picture(make_sample_scene(kind, stage)).svg
     read_svg_texts(svg)
     path = tmp_path / f"{kind}-{stage}.svg"
     path.write_text(svg)
@@ -9900,11 +9926,11 @@ def test_a_notebook_gets_picture_table_and_text() -> None:
 
 def test_the_counts_appear_once_and_the_values_below_the_table() -> None:
     scene = make_sample_scene("diamond", "run")._replace(values={"d": "<b>"})
-    html = dagkit._Picture(scene).html
+    html = Picture(scene).html
     assert "1 ran" not in html
     assert read_svg_texts(read_picture(html))[:2] == ["1 ran", "3 cached"]
     assert html.endswith("</details><pre>d = &#x27;&lt;b&gt;&#x27;</pre></div>")
-    assert dagkit._format_page(scene).count("1 ran") == 1
+    assert format_page(scene).count("1 ran") == 1
 
 
 def test_a_wide_picture_is_shrunk_to_the_cell_and_then_scrolled() -> None:
@@ -10076,7 +10102,7 @@ def test_statuses_can_be_told_apart_by_everyone() -> None:
         dark, bright = sorted([measure_light(one), measure_light(other)])
         return (bright + 0.05) / (dark + 0.05)
 
-    looks = dagkit._LOOKS
+    looks = LOOKS
     for look in looks.values():
         assert measure_contrast(look.light, "#ffffff") >= 4.5
         assert measure_contrast(look.dark, "#111111") >= 4.5
@@ -10161,7 +10187,7 @@ def test_the_page_opens_from_disk_in_light_and_dark(
     colors = count_colors(tmp_path / "ml.html", tmp_path, scheme)
     assert colors.most_common(1)[0][0] == paper
     for status in ("ran", "failed"):
-        look = dagkit._LOOKS[status]
+        look = LOOKS[status]
         color = look.light if scheme else look.dark
         assert colors[tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))] > 50
 
@@ -12990,7 +13016,7 @@ def test_a_delay_between_tries_is_a_number_of_seconds(delay: float, backoff: flo
         len, name="a", args={"obj": "x"}, retries=9, retry_delay=delay, retry_backoff=backoff
     )
     for attempt in (1, 2, 999):
-        assert 0 <= dagkit._find_delay(retried, attempt) <= 86_400
+        assert 0 <= find_delay(retried, attempt) <= 86_400
 
 
 @pytest.mark.parametrize("value", [math.nan, -1, -math.inf, 10**400, True, "1", None, 1j])
@@ -13318,13 +13344,13 @@ def list_uses() -> dict[str, Callable[[Any], Any]]:
             Pipeline({"odd": lambda: thing}, Step(lambda odd: 1, name="each", map="odd"))
         ),
     }
-    for name in dagkit._STEP_OPTIONS:
+    for name in STEP_OPTIONS:
         uses[f"Step({name}=)"] = functools.partial(use_step_option, name)
         if name != "poke":
             uses[f"step({name}=)"] = functools.partial(use_decorator, step, name)
     for name in ("poke_interval", "timeout", "soft_fail", "retries", "after", "args", "cache"):
         uses[f"sensor({name}=)"] = functools.partial(use_decorator, sensor, name)
-    for name in dagkit._PIPELINE_OPTIONS:
+    for name in PIPELINE_OPTIONS:
         uses[f"Pipeline({name}=)"] = functools.partial(use_pipeline_option, name)
         uses[f"replace({name}=)"] = functools.partial(use_replace, name)
     steps = [
