@@ -2832,12 +2832,12 @@ def _describe_tensor(walk: _Walk, value: Any) -> Any:
         raise _Opaque(f"layout {value.layout}")
     about = (value.dtype, tuple(value.shape), str(value.device), value.requires_grad, value.grad)
     order = _find_memory_order(value.shape, value.stride())
-    return (*about, order, value._backward_hooks or None, walk.hash_once(value, _hash_tensor))
 
+    def hash_content(tensor: Any) -> bytes:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return hashlib.sha256(plain.view(sys.modules["torch"].uint8).numpy()).digest()
 
-def _hash_tensor(value: Any) -> bytes:
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return hashlib.sha256(plain.reshape(-1).view(sys.modules["torch"].uint8).numpy()).digest()
+    return (*about, order, value._backward_hooks or None, walk.hash_once(value, hash_content))
 
 
 @_describes("pydantic.TypeAdapter")
@@ -3277,17 +3277,14 @@ def _follow_texts(walk: _Walk) -> None:
         return
     for text in sorted(walk.texts - walk.imports):
         walk.imports.add(text)
-        if text in sys.modules or _is_module(text):
-            for name in itertools.accumulate(text.split("."), "{}.{}".format):
+        names = text.split(".")
+        is_module = text in sys.modules
+        if not is_module and all(map(str.isidentifier, names)):
+            with contextlib.suppress(Exception):  # a finder may raise anything
+                is_module = _find_spec(text) is not None
+        if is_module:
+            for name in itertools.accumulate(names, "{}.{}".format):
                 _follow_import(walk, name)
-
-
-@functools.lru_cache(10_000)
-def _is_module(name: str) -> bool:
-    try:
-        return all(map(str.isidentifier, name.split("."))) and _find_spec(name) is not None
-    except Exception:  # a finder may raise anything
-        return False
 
 
 def _follow_import(walk: _Walk, name: str) -> None:
@@ -5158,10 +5155,6 @@ def _copy_array(copier: _Copier, value: Any) -> Any:
     return copier.copy_attributes(value, result, _find_layout(type(value)).ignored_names)
 
 
-def _copy_void(copier: _Copier, value: Any) -> Any:
-    return copier.copy(sys.modules["numpy"].array(value))[()]
-
-
 def _copy_tensor(copier: _Copier, value: Any) -> Any:
     torch = sys.modules["torch"]
     if value._backward_hooks:
@@ -5231,7 +5224,7 @@ _COPY_RULES: dict[str, _CopyRule] = {
         _keep_immutable,
     ),
     "builtins.function": _keep_function,
-    "numpy.void": _copy_void,
+    "numpy.void": lambda copier, value: copier.copy(sys.modules["numpy"].array(value))[()],
     "numpy.ndarray": _copy_array,
     "pandas.DataFrame": _copy_pandas,
     "pandas.Series": _copy_pandas,
@@ -5269,14 +5262,6 @@ def _share_memory(regions: Collection[_Region]) -> bool:
     return False
 
 
-def _can_change(value: Any) -> bool:
-    """Tell whether an object can change; by convention, one that is hashed by value does not."""
-    hash_method: Any = type(value).__hash__
-    if hash_method is object.__hash__:
-        return bool(_get_attributes(value, _find_layout(type(value))))
-    return hash_method is None
-
-
 class _ObjectFinder(pickle.Pickler):
     """Finds the objects in a value that a step can change."""
 
@@ -5298,7 +5283,11 @@ class _ObjectFinder(pickle.Pickler):
         rule = _find_copy_rule(kind)
         if rule in (_keep, _keep_function, _keep_immutable):
             return True
-        if rule is _copy_tensor or _can_change(value):
+        hash_method: Any = kind.__hash__
+        can_change = hash_method is None  # by convention, what is hashed by value does not change
+        if hash_method is object.__hash__:
+            can_change = bool(_get_attributes(value, _find_layout(kind)))
+        if can_change or rule is _copy_tensor:
             self.objects[id(value)] = value
         elif rule is _copy_object:  # what its attributes hold may change, but not the attributes
             for name in ("__dict__", "__pydantic_fields_set__"):
@@ -6591,6 +6580,12 @@ class _CallResult(NamedTuple):
     problem: str = ""  # why the result must not be stored
     is_unsigned: bool = False  # the worker has another signing key: the loop keeps the result
 
+    def get_value(self, name: str) -> Any:
+        return self.values[name]
+
+    def drop_values(self) -> _CallResult:
+        return self._replace(values={})
+
 
 def _get_process_id() -> tuple[int, int]:
     """Identify this interpreter: several in one process have modules of their own."""
@@ -6649,7 +6644,8 @@ class _Call:
 
     def __init__(self, job: _Job, arguments: Mapping[str, Any]) -> None:
         self.job = job
-        self.arguments = self.originals = _load_arguments(arguments)
+        self.originals = {name: _load_value(value) for name, value in arguments.items()}
+        self.arguments = self.originals
         self.watched_names: list[str] = []  # of arguments that the call must not change
         self.reads: _Reads | None = None
         self.fingerprints = dict(job.fingerprints or {})
@@ -6690,13 +6686,6 @@ class _Call:
             elif job.step.outputs:
                 problem = _find_sharing(_name_values(job.step, result), job.step.outputs)
         return _keep_result(job, result, seconds, sources, problem)
-
-
-def _load_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    values = {}
-    for name, value in arguments.items():
-        values[name] = value.load() if isinstance(value, _Handle) else value
-    return values
 
 
 def _keep_result(
@@ -6802,7 +6791,7 @@ class _Pool:
     def prepare_arguments(self, job: _Job, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the arguments as they are sent to where the call runs."""
         if self.is_remote and self.sends(job.step):
-            return _load_arguments(arguments)
+            return {name: _load_value(value) for name, value in arguments.items()}
         return arguments
 
     def submit(self, job: _Job, arguments: Mapping[str, Any]) -> Any:
@@ -6839,7 +6828,7 @@ class _RemoteHandle(_Handle):
 
     def __init__(self, client: Any, call: Any, name: str) -> None:
         self.client = client
-        self.future = client.submit(_get_value, call, name, pure=False)
+        self.future = client.submit(_CallResult.get_value, call, name, pure=False)
 
     @property
     def fingerprint(self) -> str:
@@ -6876,7 +6865,7 @@ class _DaskPool(_Pool):
             return super().submit(job, arguments)
         # Equal calls need not have equal results: pure=False.
         call = self.executor.submit(_call_step, job, arguments, pure=False)
-        report = self.executor.submit(_drop_values, call, pure=False)
+        report = self.executor.submit(_CallResult.drop_values, call, pure=False)
         self._calls[report] = call
         return report
 
@@ -6898,14 +6887,6 @@ def _find_future(value: Any) -> Any:
     if isinstance(value, _Elements):
         return [_find_future(item) for item in value.list_items()]
     return _load_value(value)
-
-
-def _get_value(result: _CallResult, name: str) -> Any:
-    return result.values[name]
-
-
-def _drop_values(result: _CallResult) -> _CallResult:
-    return result._replace(values={})
 
 
 ########################################################################################
@@ -8345,13 +8326,6 @@ def _draw_glyph(x: float, y: float, status: str) -> str:
     return f'<path transform="translate({x:g} {y:g})" d="{look.path}" {style}/>'
 
 
-def _draw_pill(name: str) -> _Box:
-    label = _cut_middle(name, 24)
-    width = 18 + 6.4 * _count_cells(label)
-    svg = f'<rect width="{width:g}" height="{_PILL_HEIGHT:g}" {_PILL}/>'
-    return _Box(svg + _draw_text(width / 2, 14.5, label, _PILL_TEXT), width, _PILL_HEIGHT)
-
-
 def _draw_step(scene: _Scene, step: Step, longest: float) -> _Box:
     """Draw a step: its borders, its name, and what there is to say of it."""
     status = "n"
@@ -8426,7 +8400,11 @@ def _draw_boxes(scene: _Scene) -> tuple[dict[str, _Box], dict[_Edge, bool]]:
                 pill = f"input {name}"
                 if dependents[name] > _MOST_DEPENDENTS:
                     pill += f" of {step.name}"
-                boxes.setdefault(pill, _draw_pill(name))
+                label = _cut_middle(name, 24)
+                width = 18 + 6.4 * _count_cells(label)
+                svg = f'<rect width="{width:g}" height="{_PILL_HEIGHT:g}" {_PILL}/>'
+                svg += _draw_text(width / 2, 14.5, label, _PILL_TEXT)
+                boxes.setdefault(pill, _Box(svg, width, _PILL_HEIGHT))
                 edges[pill, step.name] = False
         boxes[step.name] = _draw_step(scene, step, longest)
     return boxes, edges
