@@ -2358,7 +2358,11 @@ def _find_layout(kind: type) -> _Layout:
         for member_name, member in vars(base).items():
             if member_name in _CLASS_MARKERS:
                 ignored_names.add(_CLASS_MARKERS[member_name])
-            if _is_cached_property(type(member)):
+            decorator = type(member)
+            is_cache = issubclass(decorator, functools.cached_property)
+            if decorator.__name__.lstrip("_") in _CACHED_PROPERTIES:
+                is_cache = _find_packages(*_find_home(decorator)) is not None
+            if is_cache:
                 ignored_names.add(member_name)
             if type(member) is types.MemberDescriptorType and "__slots__" in vars(base):
                 slots.setdefault(member_name, member)
@@ -2376,12 +2380,6 @@ def _find_layout(kind: type) -> _Layout:
         issubclass(kind, _LOCKS) or not base_names.isdisjoint(_RESOURCES),
     )
     return _layouts[kind]
-
-
-def _is_cached_property(kind: type) -> bool:
-    if kind.__name__.lstrip("_") not in _CACHED_PROPERTIES:
-        return issubclass(kind, functools.cached_property)
-    return _find_packages(*_find_home(kind)) is not None
 
 
 def _get_short_name(kind: type) -> str:
@@ -2924,7 +2922,7 @@ _CLASS_MARKERS = {
     "__attrs_attrs__": "_attrs_cached_hash",
     "_sa_class_manager": "_sa_instance_state",
 }
-# Decorators of attributes that are computed from the others, and so do not count.
+# Decorators of libraries for attributes that are computed from the others, and so do not count.
 _CACHED_PROPERTIES = _split(
     "cached_property cache_readonly lazy_property memoized_property memoized_attribute"
 )
