@@ -408,7 +408,7 @@ def _describe_error(error: BaseException | None) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _StepState:
-    """What is known of one step. Plans, runs, events and records are made of these."""
+    """The state of one step. Plans, runs, events and records are made of these."""
 
     name: str
     # In a plan: fresh, stale, maybe, new, uncached. During a run: waiting, running. After it:
@@ -1443,7 +1443,7 @@ _UNUSUAL_TYPES = _ITERATOR_TYPES | {CoroutineType}
 
 @dataclass(eq=False, repr=False)
 class _Results:
-    """What a run has produced so far. At its end, ``Run`` (Part V) hands the values to the user."""
+    """The results of a run so far. At its end, ``Run`` (Part V) hands the values to the user."""
 
     order: _Order
     values: dict[str, Any]  # by name; at first those of the inputs, in the end those of the targets
@@ -1517,7 +1517,7 @@ class _Results:
         self.record(_StepState(step.name, "failed", "", seconds, attempts, error))
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Tell whether an exception ends the run, not only its step."""
+        """Return whether an exception ends the run, not only its step."""
         return self.on_error == "raise" or not isinstance(error, Exception)
 
     def add_note(
@@ -1757,7 +1757,7 @@ def _join_fingerprints(fingerprints: Iterable[str]) -> str:
 
 
 def _is_plain(value: Collection[Any]) -> bool:
-    """Tell whether marshal writes a value faithfully: exact builtin types, no NaN, no cycle.
+    """Return whether marshal writes a value faithfully: exact builtin types, no NaN, no cycle.
 
     We go level by level, so that the loops run in C. Sharing between the elements must not count:
     equal values take the same way, however they were built.
@@ -1883,7 +1883,7 @@ def _find_home(value: Any) -> tuple[str, str | None]:
 
 
 def _is_importable(value: Any, module: str) -> bool:
-    """Tell whether a class or function is what its name says, and was not made at run time."""
+    """Return whether a class or function is what its name says, and was not made at run time."""
     if isinstance(value, type) and not value.__flags__ & 1 << 9:  # a static type, in C
         return True
     member: Any = sys.modules.get(module)
@@ -1996,7 +1996,7 @@ _SOURCE_TYPES: dict[str, type[_Source]] = {
 
 
 class _Body(NamedTuple):
-    """What a code object does, with the code inside it, and the names that it uses."""
+    """The operations of a code object and of the code inside it, and the names that they use."""
 
     digest: bytes
     global_names: set[str]
@@ -2311,7 +2311,7 @@ class _Walk:
         return part
 
     def is_library(self, module: str, file: str | None) -> bool:
-        """Tell whether a module is installed, and count its version."""
+        """Return whether a module is installed, and count its version."""
         packages = _find_packages(module, file)
         if packages is None:
             self.paths.add(os.path.dirname(str(file)))
@@ -2736,7 +2736,7 @@ def _describe_index(walk: _Walk, value: Any) -> Any:
 
 @_describes("pandas.ExtensionArray")
 def _describe_column(walk: _Walk, value: Any) -> Any:
-    """Describe an array of pandas; the dtype tells what its codes, times or texts mean."""
+    """Describe an array of pandas; the dtype says what its codes, times or texts mean."""
     for name in ("_pa_array", "_ndarray"):
         if hasattr(value, name):
             return (value.dtype, getattr(value, name))
@@ -2999,7 +2999,7 @@ def _list_patches(cls: type) -> list[Any]:
 
 
 def _is_patch(member: Any) -> bool:
-    """Tell whether a member of a library is project code, or holds some."""
+    """Return whether a member of a library is project code, or holds some."""
     if not isinstance(member, _CODE_TYPES):
         member = getattr(member, "_accessor", getattr(member, "fget", member))
     if not isinstance(member, (FunctionType, type)):
@@ -3582,7 +3582,7 @@ class _StoredValue(NamedTuple):
 
 @dataclass(repr=False)
 class _Entry:
-    """What is known of one result: of a step, or of one element of a mapped step."""
+    """The stored facts of one result: of a step, or of one element of a mapped step."""
 
     step: str
     key: str
@@ -3735,7 +3735,7 @@ class _Pickler(pickle.Pickler):
 
 @functools.cache
 def _pickles_itself(kind: type) -> bool:
-    """Tell whether a class of the project, or an exception, says what its pickles hold."""
+    """Return whether a class of the project, or an exception, says what its pickles hold."""
     methods = {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
     for base in kind.__mro__:
         if not methods.isdisjoint(vars(base)):
@@ -4797,9 +4797,10 @@ def _hash_variable(value: str | None, key: bytes) -> str:
 
 
 class _Reads:
-    """What one call of a step reads, in its block, in this thread or asynchronous task.
+    """The reads of one call of a step, which runs in the block of this context manager.
 
-    Relative paths stay relative to the working folder.
+    Other threads and asynchronous tasks do not count. Relative paths stay relative to the working
+    folder.
     """
 
     def __init__(self, texts: Iterable[str], variable_key: bytes) -> None:
@@ -4931,7 +4932,7 @@ class _Reads:
         return os.path.realpath(os.path.join(self._folder, path))
 
     def _is_new(self, stamp: _FileStamp) -> bool:
-        """Tell whether a file was written after the call began, perhaps by the step itself."""
+        """Return whether a file was written after the call began, perhaps by the step itself."""
         return stamp is not None and stamp != () and stamp[2] >= self._start
 
 
@@ -5244,7 +5245,7 @@ def _find_region(value: Any, group: object) -> _Region:
 
 
 def _share_memory(regions: Collection[_Region]) -> bool:
-    """Tell whether arrays or tensors of different groups share memory."""
+    """Return whether arrays or tensors of different groups share memory."""
     open_regions: list[_Region] = []
     for region in sorted(regions, key=lambda region: region.start):
         open_regions = [other for other in open_regions if other.end > region.start]
@@ -6330,12 +6331,12 @@ class _Reuse:
         self.forget_values()
 
     def is_suspect(self, key: str) -> bool:
-        """Tell whether a value of this key could not be loaded."""
+        """Return whether a value of this key could not be loaded."""
         return key in self._damaged_keys
 
 
 def _is_current(source: _Source) -> bool:
-    """Tell whether a source is as it was; it may be gone, or no file any more."""
+    """Return whether a source is as it was; it may be gone, or no file any more."""
     try:
         return source.compute_fingerprint() == source.fingerprint
     except Exception:  # importing a module may raise anything, so may a dataset of the user
@@ -6564,7 +6565,7 @@ class _Job(NamedTuple):
 
 
 class _CallResult(NamedTuple):
-    """What a call returned or raised.
+    """The outcome of a call: the values that it returned, or the error that it raised.
 
     The error of a step is data. An error that is raised on a future is one of the executor.
     """
@@ -6727,7 +6728,7 @@ def _keep_result(
 
 
 def _is_true(value: Any) -> bool:
-    """Tell whether a sensor has seen something; an array may have no truth value."""
+    """Return whether a sensor has seen something; an array may have no truth value."""
     try:
         return bool(value)
     except Exception:
@@ -6783,7 +6784,7 @@ class _Pool:
         return getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1
 
     def sends(self, step: Step) -> bool:
-        """Tell whether calls of a step go to the executor."""
+        """Return whether calls of a step go to the executor."""
         return self.executor is not None and not step.local and not step.is_async
 
     def prepare_arguments(self, job: _Job, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -6849,7 +6850,7 @@ class _DaskPool(_Pool):
         return 1
 
     def stays(self, job: _Job) -> bool:
-        """Tell whether the values of a call stay on the workers."""
+        """Return whether the values of a call stay on the workers."""
         is_kept_here = job.entry is not None or job.datasets or job.step.poke is not None
         return self.sends(job.step) and not is_kept_here
 
@@ -6932,7 +6933,7 @@ class _Policy(NamedTuple):
     reuse: _Reuse
     executor: Any = None
     on_error: str = "raise"
-    listeners: Any = None  # with emit(), tick() and wants_ticks; None if nobody listens
+    listeners: Any = None  # with emit(), tick() and wants_ticks; None without listeners
     is_plan: bool = False
 
 
@@ -7164,7 +7165,7 @@ class _Loop:
         self.feed(progress)
 
     def can_follow(self, dependent: Step, step: Step) -> bool:
-        """Tell whether a step takes all that it needs of a mapped step element by element."""
+        """Return whether a step takes all that it needs of a mapped step element by element."""
         for name in dependent.dependencies:
             if self.order.producers.get(name) is step:
                 # An argument with a default must know whether the mapped step fails.
@@ -7639,7 +7640,7 @@ class _Session:
 
 
 def _names_files(value: Any) -> bool:
-    """Tell whether a value is a file, or several, which a step may have written."""
+    """Return whether a value is a file, or several, which a step may have written."""
     if isinstance(value, list | tuple) and value:
         value = value[0]
     return isinstance(value, os.PathLike | _Handle)
@@ -7703,7 +7704,7 @@ _MOST_VALUES = 20  # values of a run that are written below its table
 
 
 class _Scene(NamedTuple):
-    """What a pipeline, a plan or a run displays. Text, picture and page are made of it."""
+    """The content that a pipeline, a plan or a run displays, as text, picture or page."""
 
     title: str
     graph: _Graph
@@ -7925,7 +7926,7 @@ def _format_values(scene: _Scene, columns: int | None = None) -> str:
 
 
 def _format_scene(scene: _Scene, columns: int | None = None, is_ascii: bool = False) -> str:
-    """Write a scene as lines of text. What does not fit into ``columns`` is cut off the notes."""
+    """Write a scene as lines of text. Notes are cut if a line does not fit into ``columns``."""
     head = [scene.title]
     if not scene.fault:
         head += [scene.count_nodes(), scene.count_statuses(), *scene.describe_time()]
@@ -8409,7 +8410,7 @@ def _draw_boxes(scene: _Scene) -> tuple[dict[str, _Box], dict[_Edge, bool]]:
 
 
 def _draw_edges(layout: _Geometry, edges: Mapping[_Edge, bool]) -> Iterator[str]:
-    """Draw the edges, then those that are dashed. What routes share is drawn once."""
+    """Draw the edges, then those that are dashed. Shared pieces of routes are drawn once."""
     tip = "l-6-3.5v7z" if layout.is_across else "l-3.5-6h7z"
     lanes: set[str] = set()
     for dashes in ("none", "4 3"):
@@ -8606,7 +8607,7 @@ def _format_page(scene: _Scene) -> str:
 
 
 class _Picture:
-    """What ``show()`` returns: one scene as a picture, as HTML and as text.
+    """The result of ``show()``: one scene as a picture, as HTML and as text.
 
     Each is made when it is asked for. Only ``svg`` raises what the drawing raises; ``html`` says
     it instead.
@@ -8939,7 +8940,7 @@ def _record_input(value: Any) -> dict[str, Any]:
 
 
 def _is_path(value: Any) -> bool:
-    """Say whether a value comes back as it was if it is recorded as a path."""
+    """Return whether a value comes back as it was if it is recorded as a path."""
     if not isinstance(value, os.PathLike):
         return False
     from pathlib import Path
@@ -9370,7 +9371,7 @@ class _ReadOnlyMapping(_Displayable, Mapping[str, Any]):
 
 
 class Plan(_ReadOnlyMapping):
-    """What a run would do, step by step, and why. ``Pipeline.plan`` makes it.
+    """A preview of a run: what each step would do, and why. ``Pipeline.plan`` makes it.
 
     A mapping of step name -> ``name``, ``status``, ``reason``, in the order in which the steps
     would run. The statuses: ``fresh`` (a stored result will be reused), ``stale`` (it will run,
@@ -9419,8 +9420,8 @@ class Run(_ReadOnlyMapping):
     Attributes
     ----------
     inputs : dict
-        Name -> value of everything that was given, and of the defaults that were used. What the
-        catalog provides is left out.
+        Name -> value of everything that was given, and of the defaults that were used.
+        Values from the catalog are left out.
 
     Examples
     --------
@@ -9943,7 +9944,7 @@ class Pipeline(_Displayable, _Composable):
         scene = self._make_call_scene(preparation)
         display = self._make_display(scene, order)
         observers = [*self._listeners, *display]
-        logging = sys.modules.get("logging")  # without this module, nobody reads logs
+        logging = sys.modules.get("logging")  # without this module, no log is read
         if logging is not None and logging.getLogger("dagkit").isEnabledFor(logging.INFO):
             observers.append(_log_event)
         listeners = _Listeners(observers) if observers else None
@@ -10087,7 +10088,7 @@ class Pipeline(_Displayable, _Composable):
         return f"<Pipeline '{scene.title}': {scene.count_nodes()}, targets {targets}>"
 
     def __reduce__(self) -> Any:
-        # Pickle the steps as they are now. What watches or runs them belongs to this process.
+        # Pickle the steps as they are now. Executors and listeners belong to this process.
         options = dict(self._options)
         for name in ("executor", "on_event", "progress"):
             del options[name]
