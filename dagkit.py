@@ -877,7 +877,8 @@ def _read_code(function: FunctionType, code: types.CodeType) -> _Signature:
     defaults = _NO_DEFAULTS
     if function.__defaults__ or function.__kwdefaults__:
         values = function.__defaults__ or ()
-        defaults = dict(zip(names[count - len(values) : count], values, strict=True))
+        # A decorator may have set more defaults than there are arguments.
+        defaults = dict(zip(reversed(names[:count]), reversed(values), strict=False))
         defaults.update(function.__kwdefaults__ or {})
     return _Signature(names[:count], keywords, defaults)
 
@@ -1896,6 +1897,8 @@ def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     """Find a module as an import would, but run nothing, not even the packages above it."""
     folders, spec = None, None
     for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
+        if "." in prefix and folders is None:
+            return None  # the module above is not a package
         for finder in sys.meta_path:
             spec = finder.find_spec(prefix, folders) if hasattr(finder, "find_spec") else None
             if spec is not None:
@@ -2187,7 +2190,7 @@ _FEATURES = {
 _READERS = _TEXT_READERS.union(*_FEATURES.values())
 
 
-@functools.lru_cache(10_000)
+@functools.lru_cache(100_000)
 def _find_words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[^\W\d]\w*", text))
 
@@ -2234,6 +2237,8 @@ class _Walk:
         self.libraries: dict[int, dict[str, Any]] = {}  # namespaces of modules of libraries
         self.names = {"__getattr__"}  # all names that the code uses
         self.texts: set[str] = set()  # all strings that the code holds
+        self.words: set[str] = set()  # the identifiers in those of them that were split
+        self.split_texts: set[str] = set()
         self.paths: set[str] = set()  # the paths that it holds, and the folders of its modules
         self.imports: set[str] = set()  # the texts that may name a module
         self.moved_parts: set[tuple[str, str]] = set()  # generators that were used since
@@ -2297,6 +2302,13 @@ class _Walk:
         if type(value) not in _SCALARS and id(value) not in self.references:
             self.observations.append(_Observation(self.hash, (value,), digest))
         return digest
+
+    def find_words(self) -> set[str]:
+        """Find all identifiers in the texts that the code holds; there may be many texts."""
+        for text in self.texts - self.split_texts:
+            self.words |= _find_words(text)
+        self.split_texts |= self.texts
+        return self.words
 
     def claim(self, kind: str, home: str, name: str) -> tuple[str, str]:
         """Reserve the name of a part; a namesake gets a number."""
@@ -2427,6 +2439,8 @@ def _hash_value(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
     try:
         if layout.is_resource and walk.is_in_code:
             return _hash_bytes(walk.hash(kind), tag="resource")
+        if walk.is_in_code and isinstance(value, io.IOBase) and not value.readable():
+            return _hash_bytes(tag="output")  # a notebook has another sys.stdout
         rule = layout.rule
         if rule is None:
             return _hash_object(walk, value, layout)
@@ -2497,7 +2511,8 @@ def _reduce(walk: _Walk, value: Any) -> tuple[Any, ...]:
     pieces = _get_pickle_pieces(value, 4)
     if isinstance(pieces, str):  # the name of a global, which must really be the value
         module = sys.modules[pickle.whichmodule(value, pieces)]  # type: ignore[attr-defined]
-        if operator.attrgetter(pieces)(module) is not value:
+        is_same = operator.attrgetter(pieces)(module) is value
+        if not is_same and not isinstance(value, types.BuiltinFunctionType):
             raise TypeError(pieces)
         walk.is_library(*_find_home(module))
         pieces = (module.__name__, pieces)
@@ -2560,6 +2575,8 @@ _RULES: dict[str, str | _Rule] = {
     "functools.cached_property": "func",
     "enum.Enum": "_name_ _value_",
     "builtins.sentinel": "__module__ __name__",  # Python 3.15
+    "_ctypes.CField": "offset size",
+    "_struct.Struct": "format",
     "typing.TypeVar": "__name__",
     "typing.ParamSpec": "__name__",
     "typing.TypeVarTuple": "__name__",
@@ -2713,6 +2730,15 @@ def _describe_random_state(walk: _Walk, value: Any) -> Any:
     if value is sys.modules["numpy.random"].mtrand._rand:
         return ()  # the global one, which everything shares
     return (value.get_state(),)
+
+
+@_describes("random.Random")
+def _describe_random(walk: _Walk, value: Any) -> Any:
+    import random
+
+    if value is random._inst or isinstance(value, random.SystemRandom):
+        return ()  # `from random import choice` is a method of the global one
+    return (value.getstate(),)
 
 
 @_describes("pandas.DataFrame", "pandas.Series")
@@ -2889,6 +2915,7 @@ _IGNORED_ATTRIBUTES = {
     "numpy.ndarray": "_mmap filename offset mode",
     "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
     "numpy.vectorize": "_ufunc",
+    "random.Random": "gauss_next",
     "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
     "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ _is_copy _cacher",
     "pandas.Index": """_data _id _name _names _references _range _levels _codes sortorder
@@ -3127,8 +3154,9 @@ def _hash_function(walk: _Walk, function: Any) -> bytes:
 def _list_held(walk: _Walk, function: Any, code: types.CodeType) -> Iterator[tuple[str, str, Any]]:
     """Yield kind, name and value of all that a function holds."""
     defaults = walk.observe(getattr, function, "__defaults__") or ()
-    names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    for name, value in zip(names, defaults, strict=True):
+    names = code.co_varnames[: code.co_argcount]
+    # A decorator may have set more defaults than there are arguments.
+    for name, value in zip(reversed(names), reversed(defaults), strict=False):
         yield "default", name, value
     keyword_defaults = walk.observe(getattr, function, "__kwdefaults__") or {}
     for name in keyword_defaults:
@@ -3275,14 +3303,18 @@ def _follow_texts(walk: _Walk) -> None:
         return
     for text in sorted(walk.texts - walk.imports):
         walk.imports.add(text)
-        names = text.split(".")
-        is_module = text in sys.modules
-        if not is_module and all(map(str.isidentifier, names)):
-            with contextlib.suppress(Exception):  # a finder may raise anything
-                is_module = _find_spec(text) is not None
-        if is_module:
-            for name in itertools.accumulate(names, "{}.{}".format):
+        if text in sys.modules or _is_module(text):
+            for name in itertools.accumulate(text.split("."), "{}.{}".format):
                 _follow_import(walk, name)
+
+
+@functools.lru_cache(100_000)
+def _is_module(name: str) -> bool:
+    """Return whether there is such a module. Looking for it may take 0.1 ms."""
+    try:
+        return all(map(str.isidentifier, name.split("."))) and _find_spec(name) is not None
+    except Exception:  # a finder may raise anything
+        return False
 
 
 def _follow_import(walk: _Walk, name: str) -> None:
@@ -3308,16 +3340,11 @@ def _follow_import(walk: _Walk, name: str) -> None:
         _follow_body(walk, body, {"__name__": name, "__package__": spec.parent})
 
 
-def _find_words_of_code(walk: _Walk) -> set[str]:
-    """Find all identifiers in the texts that the code holds."""
-    return set(itertools.chain.from_iterable(map(_find_words, walk.texts)))
-
-
 def _hash_members(walk: _Walk, space: dict[str, Any]) -> bytes:
     """Hash the members of a module that the code may use."""
     names = set(walk.names)
     if not _TEXT_READERS.isdisjoint(names):
-        names |= _find_words_of_code(walk)
+        names |= walk.find_words()
     if "__annotations__" in names and "__annotate__" in space:  # it makes them on demand
         names = (names - {"__annotations__"}) | {"__annotate__"}
     names &= space.keys()
@@ -3394,7 +3421,7 @@ def _walk(memo: _Memo, start: Callable[[_Walk], bytes]) -> tuple[_Walk, bytes]:
             raise _Opaque("nested too deeply") from error
         except Exception as error:  # e.g. the class of a class cannot be hashed
             raise _Opaque(type(error).__name__) from error
-        words = walk.names | _find_words_of_code(walk)
+        words = walk.names | walk.find_words()
         for name, readers in _FEATURES.items():
             if not readers.isdisjoint(words):
                 walk.wanted.add(name)
@@ -4807,7 +4834,7 @@ class _Reads:
         self._start = time.time_ns()
         self._folder = _get_working_folder()
         self._variable_key = variable_key
-        self._text_files = _find_files(texts)
+        self._text_files = self._find_text_files(texts)
         self._files: dict[str, _FileStamp] = {}  # as they were when the step first opened them
         self._folders: dict[str, None] = {}  # in order
         self._writable_files: set[str] = set()  # the step may have changed them
@@ -4816,6 +4843,18 @@ class _Reads:
         self._lookups: Counter[str] = Counter()
         self._own_variables: set[str] = set()  # the step has set them
         self._inherited: list[_Source] = []
+
+    @staticmethod
+    def _find_text_files(texts: Iterable[str]) -> dict[str, _FileStamp]:
+        """Find the regular files that a text names, or a folder and a name together."""
+        names = [text for text in texts if len(text) < 1000 and text.isprintable()]
+        stamp = {name: _get_file_stamp(name) for name in names}
+        folders = [name for name in names if stamp[name] == () and os.path.isdir(name)]
+        names = [name for name in names if stamp[name] is None and "." in name]
+        for folder, name in itertools.islice(itertools.product(folders, names), _JOIN_LIMIT):
+            path = os.path.join(folder, name)
+            stamp[path] = _get_file_stamp(path)
+        return {path: stamp[path] for path in stamp if stamp[path]}
 
     # Not by contextlib: it cannot handle an exception that is a frozen dataclass.
     def __enter__(self) -> _Reads:
@@ -4988,18 +5027,6 @@ def _list_library_folders() -> tuple[str, ...]:
 
 def _is_ignored(path: str) -> bool:
     return path.startswith(_list_library_folders()) or bool(re.search(_IGNORED_PATHS, path))
-
-
-def _find_files(texts: Iterable[str]) -> dict[str, _FileStamp]:
-    """Find the regular files that a text names, or a folder and a name together."""
-    names = [text for text in texts if len(text) < 1000 and text.isprintable()]
-    stamp = {name: _get_file_stamp(name) for name in names}
-    folders = [name for name in names if stamp[name] == () and os.path.isdir(name)]
-    names = [name for name in names if stamp[name] is None and "." in name]
-    for folder, name in itertools.islice(itertools.product(folders, names), _JOIN_LIMIT):
-        path = os.path.join(folder, name)
-        stamp[path] = _get_file_stamp(path)
-    return {path: stamp[path] for path in stamp if stamp[path]}
 
 
 ########################################################################################
@@ -8999,22 +9026,17 @@ def _read_commit(folder: str, period: int) -> str:
         content = _read_text(f"{git_folder}/HEAD")
         for _ in range(5):  # git follows as many symbolic references
             if content.startswith("ref:"):
-                content = _read_reference(shared_folder, content[4:].strip())
+                name = content[4:].strip()
+                if os.path.isfile(f"{shared_folder}/{name}"):
+                    content = _read_text(f"{shared_folder}/{name}")
+                else:
+                    packed = _read_text(f"{shared_folder}/packed-refs")
+                    match = re.search(rf"^(\w+) {re.escape(name)}$", packed, re.MULTILINE)
+                    content = match[1] if match else ""
     except (OSError, ValueError):
         return ""
     is_commit = len(content) in (40, 64) and set(content) <= set("0123456789abcdef")
     return content if is_commit else ""
-
-
-def _read_reference(git_folder: str, name: str) -> str:
-    """Return the content of a reference such as ``refs/heads/main``."""
-    if os.path.isfile(f"{git_folder}/{name}"):
-        return _read_text(f"{git_folder}/{name}")
-    for line in _read_text(f"{git_folder}/packed-refs").splitlines():
-        commit, _, packed_name = line.partition(" ")
-        if packed_name == name:
-            return commit
-    return ""
 
 
 def _read_text(path: str) -> str:

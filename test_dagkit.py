@@ -444,6 +444,14 @@ def test_a_step_under_lru_cache_is_the_step() -> None:
         assert pipeline.run("use", x=1)["use"] == 2
 
 
+def test_a_decorator_may_set_more_defaults_than_there_are_arguments() -> None:
+    def double(x: int) -> int:
+        return 2 * x
+
+    double.__defaults__ = (1, 2)
+    assert Pipeline(double).run()["double"] == 4
+
+
 @dataclasses.dataclass
 class Model:
     size: int
@@ -1981,6 +1989,19 @@ plugins counted :: from base import Base⏎import plugin⏎= len(Base.__subclass
 ⏎class Base: pass⏎▸plugin⏎from base import Base⏎class P(Base): pass⏎«#A→class Q(Base): pass»
 abc register :: import abc⏎class A(abc.ABC): pass⏎class B: pass⏎«#A→A.register(B)»
 ⏎= isinstance(x, A)
+output stream as a default :: import sys⏎def log(m, file=sys.stderr): print(«'a'→'b'», file=file)
+⏎= log(x)
+output stream as a constant :: import sys⏎OUT = sys.stdout⏎= OUT.write(«'a'→'b'»)
+function of the random module :: from random import choice, shuffle⏎= choice([«1→2»])
+system random :: from secrets import choice⏎= choice([«1→2»])
+struct :: import struct⏎S = struct.Struct('«<I→<Q»')⏎= S.size
+method of a struct :: import struct⏎pack = struct.Struct('«<I→<Q»').pack⏎= pack(x)
+structure of ctypes :: import ctypes⏎class S(ctypes.Structure):
+⏎    _fields_ = [('a', ctypes.«c_int→c_char»)]⏎= S()
+module, package and function of one name :: def step(x):⏎    from loop.std import loop
+⏎    return loop(x)⏎▸loop/__init__⏎from .std import loop⏎▸loop/std⏎def loop(x): return «1→2»
+builtin that was replaced :: import sys⏎h = sys.displayhook⏎sys.displayhook = print⏎= h(«1→2»)
+more defaults than arguments :: def h(*a): return «1→2»⏎h.__defaults__ = (1, 2)⏎= h(x)
 context variable default :: import contextvars⏎V = contextvars.ContextVar('V', default=«1→2»)
 ⏎= V.get()
 thread local :: import threading⏎L = threading.local()⏎L.a = «1→2»⏎= L.a
