@@ -2568,6 +2568,9 @@ _RULES: dict[str, str | _Rule] = {
     "builtins.getset_descriptor": "__objclass__ __name__",
     "builtins.classmethod_descriptor": "__objclass__ __name__",
     "builtins.mappingproxy": lambda walk, x: [dict(x)],
+    "builtins.dict_keys": lambda walk, x: [list(x)],
+    "builtins.dict_values": lambda walk, x: [list(x)],
+    "builtins.dict_items": lambda walk, x: [list(x)],
     "builtins.set": lambda walk, x: [set().union(x)],
     "builtins.frozenset": lambda walk, x: [set().union(x)],
     "functools._lru_cache_wrapper": lambda walk, x: [x.__wrapped__, x.cache_parameters()],
@@ -3382,7 +3385,7 @@ def _walk_queue(walk: _Walk) -> None:
                 raise _Opaque(label, *names) from error
         _follow_texts(walk)
         for space in list(walk.libraries.values()):
-            for name in walk.names & space.keys():
+            for name in sorted(walk.names & space.keys()):
                 if isinstance(space[name], (type, ModuleType)) or _is_patch(space[name]):
                     _hash_global(walk, space, name)
         for space in list(walk.spaces.values()):

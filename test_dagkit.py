@@ -2002,6 +2002,15 @@ module, package and function of one name :: def step(x):⏎    from loop.std imp
 ⏎    return loop(x)⏎▸loop/__init__⏎from .std import loop⏎▸loop/std⏎def loop(x): return «1→2»
 builtin that was replaced :: import sys⏎h = sys.displayhook⏎sys.displayhook = print⏎= h(«1→2»)
 more defaults than arguments :: def h(*a): return «1→2»⏎h.__defaults__ = (1, 2)⏎= h(x)
+views of a dict :: D = {'a': 1}⏎K, V, I = D.keys(), D.values(), D.items()
+⏎= [*K, *V, *I] + [«1→2»]
+constant view of a dict :: K = {'a': 1, «'b'→'c'»: 2}.keys()⏎= sorted(K)
+lambdas as methods of library classes :: import argparse
+⏎argparse.Action.f = lambda self: 1⏎argparse.ArgumentParser.f = lambda self: 2
+⏎argparse.Namespace.f = lambda self: «3→4»⏎argparse.HelpFormatter.f = lambda self: 5
+⏎argparse.FileType.f = lambda self: 6⏎def step(x):
+⏎    return [argparse.Action, argparse.ArgumentParser, argparse.FileType, argparse.Namespace,
+⏎        argparse.HelpFormatter]
 context variable default :: import contextvars⏎V = contextvars.ContextVar('V', default=«1→2»)
 ⏎= V.get()
 thread local :: import threading⏎L = threading.local()⏎L.a = «1→2»⏎= L.a
