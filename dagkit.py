@@ -2580,6 +2580,8 @@ _RULES: dict[str, str | _Rule] = {
     "builtins.sentinel": "__module__ __name__",  # Python 3.15
     "_ctypes.CField": "offset size",
     "_struct.Struct": "format",
+    "re.Match": "re string pos endpos regs",
+    "contextlib._GeneratorContextManagerBase": "func args kwds",
     "typing.TypeVar": "__name__",
     "typing.ParamSpec": "__name__",
     "typing.TypeVarTuple": "__name__",
@@ -2599,6 +2601,7 @@ _RULES: dict[str, str | _Rule] = {
     "pyarrow.Dataset": _refuse,
     "polars.DataFrame": lambda walk, x: [x.height, *x.get_columns()],
     "polars.LazyFrame": _refuse,
+    "polars.Categories": lambda walk, x: [x.name(), x.namespace(), str(x.physical())],
     "torch.Generator": lambda walk, x: [str(x.device), x.get_state()],
     "pydantic.BaseModel": "__pydantic_fields_set__ __pydantic_extra__ __pydantic_private__",
     "numba.GUFunc": "gufunc_builder.py_func gufunc_builder.signature gufunc_builder.targetoptions",
@@ -2915,6 +2918,7 @@ _IGNORED_ATTRIBUTES = {
     "weakref.WeakKeyDictionary": "data _remove _pending_removals _iterating _dirty_len",
     "weakref.WeakValueDictionary": "data _remove _pending_removals _iterating _dirty_len",
     "_weakrefset.WeakSet": "data _remove _pending_removals _iterating",
+    "contextlib._GeneratorContextManagerBase": "*",
     "numpy.ndarray": "_mmap filename offset mode",
     "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
     "numpy.vectorize": "_ufunc",
@@ -2928,6 +2932,7 @@ _IGNORED_ATTRIBUTES = {
     "polars.DataFrame": "_df _accessors",
     "polars.Series": "_s _accessors",
     "polars.Expr": "_pyexpr",
+    "polars.Categories": "*",
     "scipy._spbase": """_shape indptr indices data row col coords offsets rows _dict maxprint
         _has_sorted_indices _has_canonical_format has_canonical_format""",
     "torch.Optimizer": "_zero_grad_profile_name _warned_capturable_if_run_uncaptured",

@@ -2011,6 +2011,11 @@ lambdas as methods of library classes :: import argparse
 ⏎argparse.FileType.f = lambda self: 6⏎def step(x):
 ⏎    return [argparse.Action, argparse.ArgumentParser, argparse.FileType, argparse.Namespace,
 ⏎        argparse.HelpFormatter]
+match of a pattern :: import re⏎M = re.match('(a)b?', '«ab→a»')⏎= M[0]
+context manager as a decorator :: import contextlib⏎@contextlib.contextmanager
+⏎def note(text):⏎    yield print(text, «1→2»)⏎@note('a')⏎def h(x): return x⏎= h(x)
+argument of such a decorator :: import contextlib⏎@contextlib.contextmanager
+⏎def note(text):⏎    yield print(text)⏎@note('«a→b»')⏎def h(x): return x⏎= h(x)
 context variable default :: import contextvars⏎V = contextvars.ContextVar('V', default=«1→2»)
 ⏎= V.get()
 thread local :: import threading⏎L = threading.local()⏎L.a = «1→2»⏎= L.a
@@ -3261,6 +3266,7 @@ polars null garbage :: pl.Series([1, None]) :: pl.Series([1, 5]).set(pl.Series([
 polars nan :: pl.Series([1.0, float("nan")]) :: pl.Series([1.0, float("nan")]) :: pl.Series([1.0, None])
 polars sorted flag :: pl.Series([1, 2]) :: pl.Series([2, 1]).sort() :: pl.Series([2, 1])
 polars selector :: pl.col("a", "b").sum().alias("x") :: pl.col("a", "b").sum().alias("x") :: pl.col("a", "b").sum().alias("y")
+polars categorical type :: pl.Schema({"a": pl.Categorical()}) :: pl.Schema({"a": pl.Categorical()}) :: pl.Schema({"a": pl.Categorical(pl.Categories("x"))})
 polars schema :: pl.Schema({"a": pl.Int8}) :: pl.Schema({"a": pl.Int8}) :: pl.Schema({"a": pl.Int16})
 arrow union :: pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])]) :: pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 9]), pa.array(["z", "b"])]) :: pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "c"])])
 arrow fixed list :: pa.array([[1, 2], None], pa.list_(pa.int8(), 2)) :: pa.array([[9, 9], [1, 2], None], pa.list_(pa.int8(), 2))[1:] :: pa.array([[1, 2], [0, 0]], pa.list_(pa.int8(), 2))
