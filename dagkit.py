@@ -2332,7 +2332,7 @@ class _Layout(NamedTuple):
     """How the values of one type count."""
 
     name: str  # of the rule
-    describe: Callable[[_Walk, Any], Any] | None  # None: see _hash_object
+    rule: str | _Rule | None  # None: see _hash_object
     ignored_names: frozenset[str]  # instance attributes that do not count
     slots: dict[str, Any]  # name -> descriptor
     has_dict: bool
@@ -2347,7 +2347,7 @@ def _find_layout(kind: type) -> _Layout:
     """Find the first base of a type that has a rule, and what subclasses add to it."""
     if kind in _layouts:
         return _layouts[kind]
-    name, describe = "object", None
+    name, rule = "object", None
     ignored_names: set[str] = set()
     slots: dict[str, Any] = {}
     base_names: set[str] = set()
@@ -2362,14 +2362,13 @@ def _find_layout(kind: type) -> _Layout:
                 ignored_names.add(member_name)
             if type(member) is types.MemberDescriptorType and "__slots__" in vars(base):
                 slots.setdefault(member_name, member)
-                if describe is not None or base_name in _RULES:
+                if rule is not None or base_name in _RULES:
                     ignored_names.add(member_name)  # the rule covers it
-        if describe is None and base_name in _RULES:
+        if rule is None and base_name in _RULES:
             name, rule = base_name, _RULES[base_name]
-            describe = _describe_by(rule) if isinstance(rule, str) else rule
     _layouts[kind] = _Layout(
         name,
-        describe,
+        rule,
         frozenset(ignored_names),
         slots,
         bool(kind.__dictoffset__) and any("__dict__" in vars(base) for base in kind.__mro__),
@@ -2430,9 +2429,13 @@ def _hash_value(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
     try:
         if layout.is_resource and walk.is_in_code:
             return _hash_bytes(walk.hash(kind), tag="resource")
-        if layout.describe is None:
+        if layout.rule is None:
             return _hash_object(walk, value, layout)
-        digests = [walk.hash(item) for item in (kind, *layout.describe(walk, value))]
+        if isinstance(layout.rule, str):
+            facts = [operator.attrgetter(name)(value) for name in layout.rule.split()]
+        else:
+            facts = layout.rule(walk, value)
+        digests = [walk.hash(item) for item in (kind, *facts)]
         attributes = _hash_attributes(walk, _get_attributes(value, layout), layout)
         return _hash_bytes(*digests, attributes, tag=layout.name)
     except _Opaque as error:
@@ -2534,23 +2537,139 @@ _BUILTIN_BASES: dict[type, Callable[[Any], Any]] = {
 
 # Rules: each returns what counts of a value; this is hashed in turn
 
+_Rule = Callable[[_Walk, Any], Any]
+# A rule holds for the type and its subclasses: the attributes that count, or a function.
+_RULES: dict[str, str | _Rule] = {
+    "builtins.method": "__func__ __self__",
+    "builtins.property": "fget fset fdel",
+    "builtins.staticmethod": "__func__",
+    "builtins.classmethod": "__func__",
+    "builtins.getset_descriptor": "__objclass__ __name__",
+    "builtins.classmethod_descriptor": "__objclass__ __name__",
+    "builtins.mappingproxy": lambda walk, x: [dict(x)],
+    "builtins.set": lambda walk, x: [set().union(x)],
+    "builtins.frozenset": lambda walk, x: [set().union(x)],
+    "functools._lru_cache_wrapper": lambda walk, x: [x.__wrapped__, x.cache_parameters()],
+    "functools.partial": "func args keywords",
+    "functools.cached_property": "func",
+    "enum.Enum": "_name_ _value_",
+    "builtins.sentinel": "__module__ __name__",  # Python 3.15
+    "typing.TypeVar": "__name__",
+    "typing.ParamSpec": "__name__",
+    "typing.TypeVarTuple": "__name__",
+    "typing.TypeAliasType": "__value__",
+    "typing.ForwardRef": "__forward_arg__",
+    "annotationlib.ForwardRef": "__forward_arg__",
+    "os._Environ": lambda walk, x: [dict(x)],
+    "logging.Logger": "name",
+    "weakref.ReferenceType": lambda walk, x: [x()],
+    "weakref.WeakKeyDictionary": lambda walk, x: [list(x.items())],
+    "weakref.WeakValueDictionary": lambda walk, x: [dict(x.items())],
+    "_weakrefset.WeakSet": lambda walk, x: [set(x)],
+    "pathlib.PurePath": lambda walk, x: [str(x)],
+    "numpy.MaskedArray": lambda walk, x: [*_describe_array(walk, x), x.fill_value],
+    "pyarrow.Table": "schema num_rows columns",
+    "pyarrow.RecordBatch": "schema num_rows columns",
+    "polars.DataFrame": lambda walk, x: [x.height, *x.get_columns()],
+    "torch.Generator": lambda walk, x: [str(x.device), x.get_state()],
+    "pydantic.BaseModel": "__pydantic_fields_set__ __pydantic_extra__ __pydantic_private__",
+    "numba.GUFunc": "gufunc_builder.py_func gufunc_builder.signature gufunc_builder.targetoptions",
+    "numba.Dispatcher": "py_func targetoptions locals",
+    "numba.DUFunc": "_dispatcher.py_func _dispatcher.targetoptions",
+    "sqlalchemy.Column": """key name type primary_key nullable unique index autoincrement default
+        onupdate server_default server_onupdate foreign_keys computed identity""",
+    "sqlalchemy.ForeignKey": "_colspec name onupdate ondelete",
+    "sqlalchemy.ColumnDefault": "arg",
+    "sqlalchemy.DefaultClause": "arg",
+    "sqlalchemy.ClauseElement": lambda walk, x: [str(x), x.compile().params],
+    "sqlalchemy.QueryableAttribute": "key prop",
+    "sqlalchemy.ColumnProperty": "columns deferred group",
+    "sqlalchemy.MetaData": "schema naming_convention",
+    "msgspec.StructConfig": lambda walk, x: [getattr(x, name) for name in dir(x) if name[0] != "_"],
+    "PIL.Image": lambda walk, x: [x.mode, x.size, x.info, x.getpalette(), x.tobytes()],
+    "xarray.Variable": "attrs encoding _dims _data",
+    "xarray.Dataset": "attrs encoding _variables _coord_names _indexes _close",
+}
+# Instance attributes that do not count: a rule covers them, or a library caches something in them.
+_IGNORED_ATTRIBUTES = {
+    **dict.fromkeys(
+        _split(
+            """logging.Logger _thread._local numba.Dispatcher numba.DUFunc numba.GUFunc
+            pydantic.TypeAdapter sqlalchemy.ClauseElement sqlalchemy.SchemaItem
+            sqlalchemy.QueryableAttribute sqlalchemy.MapperProperty pint.GenericPlainRegistry
+            PIL.Image"""
+        ),
+        "*",
+    ),
+    "functools.cached_property": "func attrname lock __doc__ __module__",
+    "enum.Enum": "_name_ _value_ __objclass__ _sort_order_ _inverted_",
+    "os._Environ": "encodekey decodekey encodevalue decodevalue _data",
+    "weakref.WeakKeyDictionary": "data _remove _pending_removals _iterating _dirty_len",
+    "weakref.WeakValueDictionary": "data _remove _pending_removals _iterating _dirty_len",
+    "_weakrefset.WeakSet": "data _remove _pending_removals _iterating",
+    "numpy.ndarray": "_mmap filename offset mode",
+    "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
+    "numpy.vectorize": "_ufunc",
+    "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
+    "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ _is_copy _cacher",
+    "pandas.Index": """_data _id _name _names _references _range _levels _codes sortorder
+        _cache""",
+    "pandas.ExtensionArray": "_ndarray _dtype _pa_array _data _mask _freq _readonly _cache",
+    "pandas.ExtensionDtype": "_cache",
+    "polars.DataFrame": "_df _accessors",
+    "polars.Series": "_s _accessors",
+    "polars.Expr": "_pyexpr",
+    "scipy._spbase": """_shape indptr indices data row col coords offsets rows _dict maxprint
+        _has_sorted_indices _has_canonical_format has_canonical_format""",
+    "torch.Optimizer": "_zero_grad_profile_name _warned_capturable_if_run_uncaptured",
+    "sqlalchemy.TypeEngine": "dispatch",
+    "sympy.Basic": "_mhash _assumptions",
+    "networkx.Graph": "__networkx_cache__",
+    "xarray.DataArray": "_cache",
+}
+# A library marks its classes by the first name; instances cache something under the second.
+_CLASS_MARKERS = {
+    "__attrs_attrs__": "_attrs_cached_hash",
+    "_sa_class_manager": "_sa_instance_state",
+}
+# Decorators of attributes that are computed from the others, and so do not count.
+_CACHED_PROPERTIES = _split(
+    "cached_property cache_readonly lazy_property memoized_property memoized_attribute"
+)
+# They change no result: if code holds them, they count by type.
+_RESOURCES = _split(
+    """logging.Filterer logging.LoggerAdapter threading.Event threading.Semaphore
+    threading.Barrier threading.Thread concurrent.Executor multiprocessing.Pool
+    multiprocessing.SemLock asyncio.Lock loguru.Logger rich.Console
+    structlog.BoundLoggerLazyProxy os._Environ"""
+)
 
-def _describe_by(names: str) -> Callable[[_Walk, Any], Any]:
-    """Make a rule: these attributes count."""
-    return lambda walk, value: [operator.attrgetter(name)(value) for name in names.split()]
+
+def _describes(*type_names: str) -> Callable[[_Rule], _Rule]:
+    """Make a function the rule of these types."""
+
+    def add_rule(rule: _Rule) -> _Rule:
+        _RULES.update(dict.fromkeys(type_names, rule))
+        return rule
+
+    return add_rule
 
 
+@_describes("pyarrow.Dataset", "polars.LazyFrame", "xarray.FileManager")
+@_describes("dask.DaskMethodsMixin", "zarr.Array", "fsspec.OpenFile")
 def _refuse(walk: _Walk, value: Any) -> Any:
     """Refuse what reads its content later from somewhere else."""
     raise _Opaque
 
 
+@_describes("builtins.code")
 def _describe_code(walk: _Walk, value: Any) -> Any:
     body = _read_body(value)
     walk.names |= body.names
     return (body.digest,)
 
 
+@_describes("_contextvars.ContextVar")
 def _describe_variable(walk: _Walk, value: Any) -> Any:
     try:
         return (value.name, value.get())
@@ -2558,6 +2677,7 @@ def _describe_variable(walk: _Walk, value: Any) -> Any:
         return (value.name,)
 
 
+@_describes("_thread._local")
 def _describe_thread_local(walk: _Walk, value: Any) -> Any:
     """Each thread has its own attributes: connections and the like count by type."""
     for name, item in sorted(vars(value).items()):
@@ -2567,11 +2687,13 @@ def _describe_thread_local(walk: _Walk, value: Any) -> Any:
             yield name, type(item)
 
 
+@_describes("operator.attrgetter", "operator.methodcaller")
 def _describe_getter(walk: _Walk, value: Any) -> Any:
     walk.names.add("getattr")
     return _reduce(walk, value)[1]
 
 
+@_describes("builtins.BaseException")
 def _describe_exception(walk: _Walk, value: Any) -> Any:
     members: dict[str, Any] = {}
     for base in type(value).__mro__:
@@ -2581,6 +2703,7 @@ def _describe_exception(walk: _Walk, value: Any) -> Any:
     return (value.args, members, value.__cause__, value.__context__)
 
 
+@_describes("pathlib.Path")
 def _describe_path(walk: _Walk, value: Any) -> Any:
     path = os.fspath(value)
     walk.paths.add(path)
@@ -2600,6 +2723,7 @@ def _find_memory_order(shape: Sequence[int], strides: Sequence[int]) -> list[int
     return sorted(axes, key=lambda axis: -abs(strides[axis]))
 
 
+@_describes("numpy.ndarray", "numpy.generic")
 def _describe_array(walk: _Walk, value: Any) -> Any:
     array = sys.modules["numpy"].asarray(value)  # without what a subclass changes
     dtype = value.dtype
@@ -2632,12 +2756,14 @@ def _hash_array(array: Any) -> bytes:
     return content.digest()
 
 
+@_describes("numpy.RandomState")
 def _describe_random_state(walk: _Walk, value: Any) -> Any:
     if value is sys.modules["numpy.random"].mtrand._rand:
         return ()  # the global one, which everything shares
     return (value.get_state(),)
 
 
+@_describes("pandas.DataFrame", "pandas.Series")
 def _describe_frame(walk: _Walk, value: Any) -> Any:
     """Describe a frame by its columns: how its blocks lie in memory does not count."""
     about = (value.index, value.attrs, value.flags.allows_duplicate_labels)
@@ -2646,6 +2772,7 @@ def _describe_frame(walk: _Walk, value: Any) -> Any:
     return (*about, value.columns, *value._iter_column_arrays())
 
 
+@_describes("pandas.Index")
 def _describe_index(walk: _Walk, value: Any) -> Any:
     names = list(value.names)
     if hasattr(value, "levels"):
@@ -2655,6 +2782,7 @@ def _describe_index(walk: _Walk, value: Any) -> Any:
     return (names, getattr(value, "freqstr", None), value.array)
 
 
+@_describes("pandas.ExtensionArray")
 def _describe_column(walk: _Walk, value: Any) -> Any:
     """Describe an array of pandas; the dtype tells what its codes, times or texts mean."""
     for name in ("_pa_array", "_ndarray"):
@@ -2667,6 +2795,7 @@ def _describe_column(walk: _Walk, value: Any) -> Any:
     return (value.dtype, value.astype(object))
 
 
+@_describes("pyarrow.Array", "pyarrow.ChunkedArray")
 def _describe_arrow(walk: _Walk, value: Any) -> Any:
     """Describe an Arrow array by its content: not by chunks, offsets or bytes below nulls."""
     numpy, pyarrow = sys.modules["numpy"], sys.modules["pyarrow"]
@@ -2708,6 +2837,7 @@ def _describe_arrow(walk: _Walk, value: Any) -> Any:
     return (*about, cells)
 
 
+@_describes("polars.Series")
 def _describe_polars_series(walk: _Walk, value: Any) -> Any:
     # Categoricals have codes, objects have addresses that depend on the process.
     if re.search("Categorical|Object", str(value.dtype)):
@@ -2718,6 +2848,7 @@ def _describe_polars_series(walk: _Walk, value: Any) -> Any:
         return (value.name, value.dtype, value.to_list())
 
 
+@_describes("polars.Expr")
 def _describe_polars_expression(walk: _Walk, value: Any) -> Any:
     state = value.__getstate__()
     if b"PLPY" in state:
@@ -2725,6 +2856,7 @@ def _describe_polars_expression(walk: _Walk, value: Any) -> Any:
     return (state,)
 
 
+@_describes("scipy._spbase")
 def _describe_sparse(walk: _Walk, value: Any) -> Any:
     """Describe a sparse matrix in canonical form."""
     about = (value.format, value.shape, value.dtype)
@@ -2738,6 +2870,7 @@ def _describe_sparse(walk: _Walk, value: Any) -> Any:
     return (*about, value.indptr, value.indices, value.data)
 
 
+@_describes("torch.Tensor")
 def _describe_tensor(walk: _Walk, value: Any) -> Any:
     if value.grad_fn is not None:
         raise _Opaque("autograd graph")
@@ -2753,17 +2886,20 @@ def _hash_tensor(value: Any) -> bytes:
     return hashlib.sha256(plain.reshape(-1).view(sys.modules["torch"].uint8).numpy()).digest()
 
 
+@_describes("pydantic.TypeAdapter")
 def _describe_type_adapter(walk: _Walk, value: Any) -> Any:
     walk.wanted.add("annotations")
     return (value._type, value._config)
 
 
+@_describes("sqlalchemy.RelationshipProperty")
 def _describe_relationship(walk: _Walk, value: Any) -> Any:
     """Describe a relationship of SQLAlchemy by its arguments, which are resolved later."""
     arguments = [(x.name, x.argument) for x in value._init_args]
     return (value.argument, value.back_populates, value.lazy, value.cascade, arguments)
 
 
+@_describes("sqlalchemy.Table")
 def _describe_sql_table(walk: _Walk, value: Any) -> Any:
     constraints: list[str] = []
     for item in (*value.constraints, *value.indexes):
@@ -2773,6 +2909,7 @@ def _describe_sql_table(walk: _Walk, value: Any) -> Any:
     return (value.name, value.schema, list(value.columns), sorted(constraints))
 
 
+@_describes("pint.GenericPlainRegistry")
 def _describe_units(walk: _Walk, value: Any) -> Any:
     """Describe a registry of pint by its definitions.
 
@@ -2785,147 +2922,6 @@ def _describe_units(walk: _Walk, value: Any) -> Any:
             yield name, str(unit)
     for name, prefix in sorted(value._prefixes.items()):
         yield name, str(prefix)
-
-
-# A rule holds for the type and its subclasses: a function, or the attributes that count.
-_RULES: dict[str, str | Callable[[_Walk, Any], Any]] = {
-    "builtins.method": "__func__ __self__",
-    "builtins.property": "fget fset fdel",
-    "builtins.staticmethod": "__func__",
-    "builtins.classmethod": "__func__",
-    "builtins.getset_descriptor": "__objclass__ __name__",
-    "builtins.classmethod_descriptor": "__objclass__ __name__",
-    "builtins.code": _describe_code,
-    "builtins.mappingproxy": lambda walk, x: [dict(x)],
-    "builtins.set": lambda walk, x: [set().union(x)],
-    "builtins.frozenset": lambda walk, x: [set().union(x)],
-    "builtins.BaseException": _describe_exception,
-    "functools._lru_cache_wrapper": lambda walk, x: [x.__wrapped__, x.cache_parameters()],
-    "functools.partial": "func args keywords",
-    "functools.cached_property": "func",
-    "operator.attrgetter": _describe_getter,
-    "operator.methodcaller": _describe_getter,
-    "enum.Enum": "_name_ _value_",
-    "builtins.sentinel": "__module__ __name__",  # Python 3.15
-    "typing.TypeVar": "__name__",
-    "typing.ParamSpec": "__name__",
-    "typing.TypeVarTuple": "__name__",
-    "typing.TypeAliasType": "__value__",
-    "typing.ForwardRef": "__forward_arg__",
-    "annotationlib.ForwardRef": "__forward_arg__",
-    "os._Environ": lambda walk, x: [dict(x)],
-    "logging.Logger": "name",
-    "_contextvars.ContextVar": _describe_variable,
-    "_thread._local": _describe_thread_local,
-    "weakref.ReferenceType": lambda walk, x: [x()],
-    "weakref.WeakKeyDictionary": lambda walk, x: [list(x.items())],
-    "weakref.WeakValueDictionary": lambda walk, x: [dict(x.items())],
-    "_weakrefset.WeakSet": lambda walk, x: [set(x)],
-    "pathlib.Path": _describe_path,
-    "pathlib.PurePath": lambda walk, x: [str(x)],
-    "numpy.ndarray": _describe_array,
-    "numpy.generic": _describe_array,
-    "numpy.MaskedArray": lambda walk, x: [*_describe_array(walk, x), x.fill_value],
-    "numpy.RandomState": _describe_random_state,
-    "pandas.DataFrame": _describe_frame,
-    "pandas.Series": _describe_frame,
-    "pandas.Index": _describe_index,
-    "pandas.ExtensionArray": _describe_column,
-    "pyarrow.Table": "schema num_rows columns",
-    "pyarrow.RecordBatch": "schema num_rows columns",
-    "pyarrow.ChunkedArray": _describe_arrow,
-    "pyarrow.Array": _describe_arrow,
-    "pyarrow.Dataset": _refuse,
-    "polars.DataFrame": lambda walk, x: [x.height, *x.get_columns()],
-    "polars.Series": _describe_polars_series,
-    "polars.Expr": _describe_polars_expression,
-    "polars.LazyFrame": _refuse,
-    "scipy._spbase": _describe_sparse,
-    "torch.Tensor": _describe_tensor,
-    "torch.Generator": lambda walk, x: [str(x.device), x.get_state()],
-    "pydantic.BaseModel": "__pydantic_fields_set__ __pydantic_extra__ __pydantic_private__",
-    "pydantic.TypeAdapter": _describe_type_adapter,
-    "numba.GUFunc": "gufunc_builder.py_func gufunc_builder.signature gufunc_builder.targetoptions",
-    "numba.Dispatcher": "py_func targetoptions locals",
-    "numba.DUFunc": "_dispatcher.py_func _dispatcher.targetoptions",
-    "sqlalchemy.Table": _describe_sql_table,
-    "sqlalchemy.Column": """key name type primary_key nullable unique index autoincrement default
-        onupdate server_default server_onupdate foreign_keys computed identity""",
-    "sqlalchemy.ForeignKey": "_colspec name onupdate ondelete",
-    "sqlalchemy.ColumnDefault": "arg",
-    "sqlalchemy.DefaultClause": "arg",
-    "sqlalchemy.ClauseElement": lambda walk, x: [str(x), x.compile().params],
-    "sqlalchemy.QueryableAttribute": "key prop",
-    "sqlalchemy.ColumnProperty": "columns deferred group",
-    "sqlalchemy.RelationshipProperty": _describe_relationship,
-    "sqlalchemy.MetaData": "schema naming_convention",
-    "pint.GenericPlainRegistry": _describe_units,
-    "msgspec.StructConfig": lambda walk, x: [getattr(x, name) for name in dir(x) if name[0] != "_"],
-    "PIL.Image": lambda walk, x: [x.mode, x.size, x.info, x.getpalette(), x.tobytes()],
-    "xarray.Variable": "attrs encoding _dims _data",
-    "xarray.Dataset": "attrs encoding _variables _coord_names _indexes _close",
-    "xarray.FileManager": _refuse,
-    "dask.DaskMethodsMixin": _refuse,
-    "zarr.Array": _refuse,
-    "fsspec.OpenFile": _refuse,
-}
-# Instance attributes that do not count: a rule covers them, or a library caches something in them.
-_IGNORED_ATTRIBUTES = {
-    "functools.cached_property": "func attrname lock __doc__ __module__",
-    "enum.Enum": "_name_ _value_ __objclass__ _sort_order_ _inverted_",
-    "os._Environ": "encodekey decodekey encodevalue decodevalue _data",
-    "logging.Logger": "*",
-    "_thread._local": "*",
-    "weakref.WeakKeyDictionary": "data _remove _pending_removals _iterating _dirty_len",
-    "weakref.WeakValueDictionary": "data _remove _pending_removals _iterating _dirty_len",
-    "_weakrefset.WeakSet": "data _remove _pending_removals _iterating",
-    "numpy.ndarray": "_mmap filename offset mode",
-    "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
-    "numpy.vectorize": "_ufunc",
-    "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
-    "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ _is_copy _cacher",
-    "pandas.Index": """_data _id _name _names _references _range _levels _codes sortorder
-        _cache""",
-    "pandas.ExtensionArray": "_ndarray _dtype _pa_array _data _mask _freq _readonly _cache",
-    "pandas.ExtensionDtype": "_cache",
-    "polars.DataFrame": "_df _accessors",
-    "polars.Series": "_s _accessors",
-    "polars.Expr": "_pyexpr",
-    "scipy._spbase": """_shape indptr indices data row col coords offsets rows _dict maxprint
-        _has_sorted_indices _has_canonical_format has_canonical_format""",
-    "torch.Optimizer": "_zero_grad_profile_name _warned_capturable_if_run_uncaptured",
-    "numba.Dispatcher": "*",
-    "numba.DUFunc": "*",
-    "numba.GUFunc": "*",
-    "pydantic.TypeAdapter": "*",
-    "sqlalchemy.Table": "*",
-    "sqlalchemy.ClauseElement": "*",
-    "sqlalchemy.SchemaItem": "*",
-    "sqlalchemy.QueryableAttribute": "*",
-    "sqlalchemy.MapperProperty": "*",
-    "sqlalchemy.TypeEngine": "dispatch",
-    "sympy.Basic": "_mhash _assumptions",
-    "pint.GenericPlainRegistry": "*",
-    "PIL.Image": "*",
-    "networkx.Graph": "__networkx_cache__",
-    "xarray.DataArray": "_cache",
-}
-# A library marks its classes by the first name; instances cache something under the second.
-_CLASS_MARKERS = {
-    "__attrs_attrs__": "_attrs_cached_hash",
-    "_sa_class_manager": "_sa_instance_state",
-}
-# Decorators of attributes that are computed from the others, and so do not count.
-_CACHED_PROPERTIES = _split(
-    "cached_property cache_readonly lazy_property memoized_property memoized_attribute"
-)
-# They change no result: if code holds them, they count by type.
-_RESOURCES = _split(
-    """logging.Filterer logging.LoggerAdapter threading.Event threading.Semaphore
-    threading.Barrier threading.Thread concurrent.Executor multiprocessing.Pool
-    multiprocessing.SemLock asyncio.Lock loguru.Logger rich.Console
-    structlog.BoundLoggerLazyProxy os._Environ"""
-)
 
 
 # Code: functions, classes and modules become parts
