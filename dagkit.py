@@ -2607,7 +2607,7 @@ _IGNORED_ATTRIBUTES = {
     "weakref.WeakKeyDictionary": "data _remove _pending_removals _iterating _dirty_len",
     "weakref.WeakValueDictionary": "data _remove _pending_removals _iterating _dirty_len",
     "_weakrefset.WeakSet": "data _remove _pending_removals _iterating",
-    "numpy.ndarray": "_mmap filename offset mode",
+    "numpy.memmap": "_mmap filename offset mode",
     "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
     "numpy.vectorize": "_ufunc",
     "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
