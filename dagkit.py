@@ -1906,14 +1906,6 @@ def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     return spec
 
 
-def _hash_module_file(name: str) -> bytes:
-    """Hash the file that an import of the module would read now."""
-    spec = _find_spec(name)
-    if spec and spec.origin:
-        return _hash_path(spec.origin)
-    return _hash_plain(spec is not None)
-
-
 # Sources: what lies outside of a stored value, and can change behind it
 
 
@@ -2358,7 +2350,11 @@ def _find_layout(kind: type) -> _Layout:
         for member_name, member in vars(base).items():
             if member_name in _CLASS_MARKERS:
                 ignored_names.add(_CLASS_MARKERS[member_name])
-            if _is_cached_property(type(member)):
+            decorator = type(member)
+            is_cache = issubclass(decorator, functools.cached_property)
+            if decorator.__name__.lstrip("_") in _CACHED_PROPERTIES:
+                is_cache = _find_packages(*_find_home(decorator)) is not None
+            if is_cache:
                 ignored_names.add(member_name)
             if type(member) is types.MemberDescriptorType and "__slots__" in vars(base):
                 slots.setdefault(member_name, member)
@@ -2376,12 +2372,6 @@ def _find_layout(kind: type) -> _Layout:
         issubclass(kind, _LOCKS) or not base_names.isdisjoint(_RESOURCES),
     )
     return _layouts[kind]
-
-
-def _is_cached_property(kind: type) -> bool:
-    if kind.__name__.lstrip("_") not in _CACHED_PROPERTIES:
-        return issubclass(kind, functools.cached_property)
-    return _find_packages(*_find_home(kind)) is not None
 
 
 def _get_short_name(kind: type) -> str:
@@ -2876,14 +2866,14 @@ def _describe_tensor(walk: _Walk, value: Any) -> Any:
         raise _Opaque("autograd graph")
     if str(value.layout) != "torch.strided" or value.is_quantized:
         raise _Opaque(f"layout {value.layout}")
+
+    def hash_content(tensor: Any) -> bytes:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return hashlib.sha256(plain.view(sys.modules["torch"].uint8).numpy()).digest()
+
     about = (value.dtype, tuple(value.shape), str(value.device), value.requires_grad, value.grad)
     order = _find_memory_order(value.shape, value.stride())
-    return (*about, order, value._backward_hooks or None, walk.hash_once(value, _hash_tensor))
-
-
-def _hash_tensor(value: Any) -> bytes:
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return hashlib.sha256(plain.reshape(-1).view(sys.modules["torch"].uint8).numpy()).digest()
+    return (*about, order, value._backward_hooks or None, walk.hash_once(value, hash_content))
 
 
 @_describes("pydantic.TypeAdapter")
@@ -3000,16 +2990,6 @@ def _is_patch(member: Any) -> bool:
 _LAZY_TYPE: Any = getattr(types, "LazyImportType", ())  # Python 3.15
 
 
-def _get_global(space: dict[str, Any], name: str) -> Any:
-    value = space.get(name, _MISSING)
-    if isinstance(value, _LAZY_TYPE):
-        try:
-            value = value.resolve()
-        except Exception as error:  # importing a module may raise anything
-            raise _Opaque(name) from error
-    return value
-
-
 # A random generator changes whenever code uses it. For these we remember the first digest.
 _GENERATORS = _split("random.Random numpy.RandomState numpy.Generator torch.Generator")
 _first_digests: _Memo = {}
@@ -3020,7 +3000,12 @@ def _hash_global(walk: _Walk, space: dict[str, Any], name: str) -> bytes:
     key = (id(space), name)
     if key in walk.globals or name in _MODULE_NAMES:
         return walk.globals.get(key, _hash_bytes(tag="module name"))
-    value = walk.observe(_get_global, space, name)
+    value = walk.observe(space.get, name, _MISSING)
+    if isinstance(value, _LAZY_TYPE):
+        try:
+            value = value.resolve()
+        except Exception as error:  # importing a module may raise anything
+            raise _Opaque(name) from error
     if isinstance(value, _FUNCTION_TYPES) and value.__name__ in _READERS:
         walk.names.add(value.__name__)  # it was imported under another name
         walk.spaces[id(space)] = space
@@ -3074,10 +3059,6 @@ def _get_annotations(value: Any) -> Any:
     return getattr(value, "__annotate__", None) or value.__annotations__
 
 
-def _get_names(function: Any) -> str:
-    return f"{function.__name__} {function.__qualname__}"
-
-
 def _get_cell(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
@@ -3102,9 +3083,9 @@ def _hash_function(walk: _Walk, function: Any) -> bytes:
         if packages:
             walk.wanted.add("annotations")  # it may act by those of others
     # A name that was set by hand can be seen: pandas names columns by it.
-    names = walk.observe(_get_names, function)
-    if names != f"{code.co_name} {code.co_qualname}":
-        digests.append(_hash_plain(names))
+    names = [walk.observe(getattr, function, name) for name in ("__name__", "__qualname__")]
+    if names != [code.co_name, code.co_qualname]:
+        digests.append(_hash_plain(" ".join(names)))
     for kind, name, value in _list_held(walk, function, code):
         if name == "__classdict__" or (packages is not None and name in _LIBRARY_CACHES):
             continue
@@ -3261,17 +3242,6 @@ def _follow_body(walk: _Walk, body: _Body, space: dict[str, Any]) -> None:
                 _follow_import(walk, f"{name}.{inner}")
 
 
-def _follow_texts(walk: _Walk) -> None:
-    """Count the modules that texts name, if the code gets modules by name."""
-    if _IMPORTERS.isdisjoint(walk.names):
-        return
-    for text in sorted(walk.texts - walk.imports):
-        walk.imports.add(text)
-        if text in sys.modules or _is_module(text):
-            for name in itertools.accumulate(text.split("."), "{}.{}".format):
-                _follow_import(walk, name)
-
-
 @functools.lru_cache(10_000)
 def _is_module(name: str) -> bool:
     try:
@@ -3288,12 +3258,19 @@ def _follow_import(walk: _Walk, name: str) -> None:
         return
     if ("module", name) in walk.parts:
         return
+
+    def hash_file() -> bytes:  # the one that an import would read now
+        spec = _find_spec(name)
+        if spec and spec.origin:
+            return _hash_path(spec.origin)
+        return _hash_plain(spec is not None)
+
     try:
         spec: Any = _find_spec(name)
         if spec and walk.is_library(name, spec.origin):
             return
         code = spec.loader.get_code(name) if spec and spec.loader else None
-        walk.observe(_hash_module_file, name)
+        walk.observe(hash_file)
     except Exception as error:  # it does not compile, or has an unusual loader
         raise _Opaque(f"module {name}") from error
     walk.parts["module", name] = ""
@@ -3348,7 +3325,12 @@ def _walk_queue(walk: _Walk) -> None:
                 label = part[1] if value is walk.root else " ".join(part)
                 names = error.args if isinstance(error, _Opaque) else ()
                 raise _Opaque(label, *names) from error
-        _follow_texts(walk)
+        if not _IMPORTERS.isdisjoint(walk.names):  # texts may name modules
+            for text in sorted(walk.texts - walk.imports):
+                walk.imports.add(text)
+                if text in sys.modules or _is_module(text):
+                    for name in itertools.accumulate(text.split("."), "{}.{}".format):
+                        _follow_import(walk, name)
         for space in list(walk.libraries.values()):
             for name in walk.names & space.keys():
                 if isinstance(space[name], (type, ModuleType)) or _is_patch(space[name]):
