@@ -1908,6 +1908,9 @@ def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 # Sources: what lies outside of a stored value, and can change behind it
 
+# kind -> class, by which sources are decoded: _SOURCE_TYPES[kind](name, fingerprint)
+_SOURCE_TYPES: dict[str, type[_Source]] = {}
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -1916,6 +1919,9 @@ class _Source:
     kind: ClassVar[str]
     name: str
     fingerprint: str
+
+    def __init_subclass__(cls) -> None:
+        _SOURCE_TYPES[cls.kind] = cls
 
     def compute_fingerprint(self) -> str:
         """Return the fingerprint that the source has now; raise anything if it is gone."""
@@ -1974,14 +1980,6 @@ class _CodeSource(_Source):
 
     def __str__(self) -> str:
         return f"code {self.name.partition(':')[2]}"
-
-
-# kind -> class, by which sources are decoded: _SOURCE_TYPES[kind](name, fingerprint)
-_SOURCE_TYPES: dict[str, type[_Source]] = {
-    "file": _FileSource,
-    "package": _PackageSource,
-    "code": _CodeSource,
-}
 
 
 # Code objects: each is read once; the argument values of its instructions count
@@ -2184,20 +2182,6 @@ def _find_words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[^\W\d]\w*", text))
 
 
-class _Observation(NamedTuple):
-    """Something that a walk has looked up; if all of it is the same again, so is the walk."""
-
-    read: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    result: Any
-
-    def is_current(self) -> bool:
-        result = self.read(*self.arguments)
-        if type(self.result) in (int, bytes, str):
-            return type(result) is type(self.result) and result == self.result
-        return result is self.result
-
-
 class _Walk:
     """The state of one walk.
 
@@ -2207,7 +2191,9 @@ class _Walk:
 
     def __init__(self, memo: _Memo, features: frozenset[str]) -> None:
         self.parts: _Parts = {}
-        self.observations: list[_Observation] = []
+        self.digest = ""  # of the parts of a step
+        # What was looked up: function, arguments, result. If all is the same again, so is the walk.
+        self.observations: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
         # Files, packages and code that the value refers to: kind, name -> fingerprint, or the code.
         self.sources: dict[tuple[str, str], Any] = {}
         self.root: Any = _MISSING  # the function of a step
@@ -2233,15 +2219,23 @@ class _Walk:
     def observe(self, read: Callable[..., Any], *arguments: Any) -> Any:
         """Look something up so that `is_current` can look again."""
         result = read(*arguments)
-        self.observations.append(_Observation(read, arguments, result))
+        self.observations.append((read, arguments, result))
         return result
 
     def is_current(self) -> bool:
         self.digests.clear()
         try:
-            return all(observation.is_current() for observation in self.observations)
+            for read, arguments, result in self.observations:
+                current = read(*arguments)
+                if current is not result:
+                    kind = type(result)
+                    if kind not in (int, bytes, str) or type(current) is not kind:
+                        return False
+                    if current != result:
+                        return False
         except Exception:  # a new walk will say what is wrong
             return False
+        return True
 
     def hash(self, value: Any) -> bytes:
         """Return the digest of a value; equal values have equal digests, however built."""
@@ -2287,7 +2281,7 @@ class _Walk:
         except _Opaque as error:
             raise _Opaque(label, *error.args) from error
         if type(value) not in _SCALARS and id(value) not in self.references:
-            self.observations.append(_Observation(self.hash, (value,), digest))
+            self.observations.append((self.hash, (value,), digest))
         return digest
 
     def claim(self, kind: str, home: str, name: str) -> tuple[str, str]:
@@ -3413,14 +3407,14 @@ def _fingerprint_with_sources(value: object) -> tuple[str, list[_Source]]:
 
 
 class _CodeMemo:
-    """The parts of many functions, which are checked again rather than walked again.
+    """The walks through many functions, which are checked again rather than repeated.
 
     Identities are compared at each call. Values that can change in place are hashed again, once
     between two calls of ``begin``: each run begins anew.
     """
 
     def __init__(self) -> None:
-        self._walks: dict[int, tuple[Any, _Walk, str]] = {}
+        self._walks: dict[int, tuple[Any, _Walk]] = {}  # by the id of the function
         self._lock = threading.RLock()
         self._memo: _Memo = {}
 
@@ -3428,27 +3422,18 @@ class _CodeMemo:
         """Forget the content of values, but not the walks."""
         self._memo = {}
 
-    def find_parts(self, function: Callable[..., Any]) -> tuple[_Parts, str]:
-        """Return the parts, which the caller must not change, and a digest of them."""
+    def find_walk(self, function: Callable[..., Any]) -> _Walk:
+        """Return the walk through a function, which the caller must not change."""
         with self._lock:  # a pipeline may be run by many threads
             if id(function) in self._walks:
-                _, walk, digest = self._walks[id(function)]
+                _, walk = self._walks[id(function)]
                 walk.memo = self._memo
                 if walk.is_current():
-                    return walk.parts, digest
+                    return walk
             walk = _walk_step(self._memo, function)
-            digest = _hash_parts(walk.parts).hex()
-            self._walks[id(function)] = (function, walk, digest)
-            return walk.parts, digest
-
-    def find_texts(self, function: Callable[..., Any]) -> set[str]:
-        """Return the texts and paths that the code holds, after `find_parts`."""
-        walk = self._walks[id(function)][1]
-        return walk.texts | walk.paths
-
-    def find_moved_parts(self, function: Callable[..., Any]) -> set[tuple[str, str]]:
-        """Return the random generators that were used in this process, after `find_parts`."""
-        return self._walks[id(function)][1].moved_parts
+            walk.digest = _hash_parts(walk.parts).hex()
+            self._walks[id(function)] = (function, walk)
+            return walk
 
 
 ########################################################################################
@@ -4755,10 +4740,6 @@ class _VariableSource(_Source):
         return _hash_variable(os.environ.get(self.name), _make_variable_key())
 
 
-for _source_type in (_ReadSource, _FolderSource, _VariableSource):
-    _SOURCE_TYPES[_source_type.kind] = _source_type
-
-
 def _make_variable_key() -> bytes:
     """Derive a key that may be sent to workers, because nothing is signed with it.
 
@@ -5786,9 +5767,6 @@ class _DatasetSource(_Source):
         return _DatasetSource, (self.name, self.fingerprint)
 
 
-_SOURCE_TYPES["dataset"] = _DatasetSource
-
-
 # The catalog of a pipeline
 
 
@@ -6076,7 +6054,7 @@ class _Reuse:
         self.datasets = datasets
         self.is_active = True  # whether stored results are used
         self.finished_steps: set[str] = set()  # that were called in this run
-        self._codes: dict[str, tuple[_Parts, str] | _Opaque] = {}  # by step: parts and digest
+        self._codes: dict[str, _Walk | _Opaque] = {}  # by step
         self._moved_parts: dict[str, set[tuple[str, str]]] = {}  # step -> random generators
         self.texts: dict[str, set[str]] = {}  # step -> texts of its code, which may name files
         self._damaged_keys: set[str] = set()
@@ -6091,9 +6069,10 @@ class _Reuse:
         # Read all code before a step runs, because a step may import modules or change constants.
         for step in cached_steps:
             try:
-                self._codes[step.name] = code_memo.find_parts(step.function)
-                self.texts[step.name] = code_memo.find_texts(step.function)
-                self._moved_parts[step.name] = code_memo.find_moved_parts(step.function)
+                walk = code_memo.find_walk(step.function)
+                self._codes[step.name] = walk
+                self.texts[step.name] = walk.texts | walk.paths
+                self._moved_parts[step.name] = walk.moved_parts
             except _Opaque as culprit:
                 self._codes[step.name] = culprit
 
@@ -6117,17 +6096,16 @@ class _Reuse:
             return _Decision("uncached", culprit.reason)
         if not self.is_active:
             return _Decision("stale", _UNREADABLE)
-        code_parts, code_digest = code
         key = ""
         reason = ""
         causes = [value.cause for value in arguments.values() if isinstance(value, _Unknown)]
         if not causes:
-            text = f"{_KEY_FORMAT} {step.name} {code_digest} {parts}"
+            text = f"{_KEY_FORMAT} {step.name} {code.digest} {parts}"
             key = hashlib.sha256(text.encode()).hexdigest()
             entry, reason = self._look_up(step, key)
             if entry is not None and not reason:
                 return _Decision("fresh", entry=entry)
-        parts |= code_parts
+        parts |= code.parts
         newest = self._find_newest(step)
         if newest is not None:
             reason = reason or self._explain_changes(step, arguments, parts, newest)
