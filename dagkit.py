@@ -2019,24 +2019,15 @@ _BODY_FACTS = operator.attrgetter(
 def _hash_constant(value: Any) -> bytes:
     """Hash a constant of a code object, however deeply it is nested."""
     kind = type(value)
-    if kind in _SCALARS:
-        return _hash_plain(value)
     if kind is types.CodeType:
         return _read_body(value).digest
-    if kind is slice:
-        items: Any = (value.start, value.stop, value.step)
-    elif kind is complex:
-        items = (value.real, value.imag)
-    elif value is Ellipsis:
-        items = ()
-    elif kind in (tuple, frozenset):
-        items = value
-    else:
+    if kind in _SCALARS or kind in (complex, frozenset, types.EllipsisType):
+        return _hash_plain(value)
+    if kind is slice:  # version 2 of marshal has none
+        value = (value.start, value.stop, value.step)
+    elif kind is not tuple:
         raise _Opaque(f"constant of type {_type_name(kind)}")
-    digests = list(map(_hash_constant, items))
-    if kind is frozenset:
-        digests.sort()
-    return _hash_bytes(*digests, tag=kind.__name__)
+    return _hash_bytes(*map(_hash_constant, value), tag=kind.__name__)
 
 
 def _find_texts(value: Any) -> Iterator[str]:
