@@ -2219,10 +2219,8 @@ class _Walk:
             for read, arguments, result in self.observations:
                 current = read(*arguments)
                 if current is not result:
-                    kind = type(result)
-                    if kind not in (int, bytes, str) or type(current) is not kind:
-                        return False
-                    if current != result:
+                    is_plain = type(result) in (int, bytes, str) and type(current) is type(result)
+                    if not (is_plain and current == result):
                         return False
         except Exception:  # a new walk will say what is wrong
             return False
@@ -2413,12 +2411,11 @@ def _hash_value(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
         digests = [walk.hash(item) for item in (kind, *facts)]
         attributes = _hash_attributes(walk, _get_attributes(value, layout), layout)
         return _hash_bytes(*digests, attributes, tag=layout.name)
-    except _Opaque as error:
-        raise _Opaque(_type_name(kind), *error.args) from error
     except RecursionError:
         raise
     except Exception as error:  # the methods of a foreign class may raise anything
-        raise _Opaque(_type_name(kind)) from error
+        names = error.args if isinstance(error, _Opaque) else ()
+        raise _Opaque(_type_name(kind), *names) from error
 
 
 def _hash_container(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
@@ -3220,8 +3217,7 @@ def _follow_body(walk: _Walk, body: _Body, space: dict[str, Any]) -> None:
         if level:
             package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
             name = ".".join(filter(None, (package.rsplit(".", level - 1)[0], name)))
-        for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
-            _follow_import(walk, prefix)
+        _follow_import(walk, name)
         for inner in names:
             if inner not in getattr(sys.modules.get(name), "__dict__", ()):
                 _follow_import(walk, f"{name}.{inner}")
@@ -3236,7 +3232,10 @@ def _is_module(name: str) -> bool:
 
 
 def _follow_import(walk: _Walk, name: str) -> None:
-    """Count a module that a body imports: the loaded one, or the one an import would run."""
+    """Count a module that a body imports, loaded or not, after the packages above it."""
+    package = name.rpartition(".")[0]
+    if package:
+        _follow_import(walk, package)
     loaded = walk.observe(sys.modules.get, name)
     if isinstance(loaded, ModuleType):
         walk.hash(loaded)
@@ -3314,8 +3313,7 @@ def _walk_queue(walk: _Walk) -> None:
             for text in sorted(walk.texts - walk.imports):
                 walk.imports.add(text)
                 if text in sys.modules or _is_module(text):
-                    for name in itertools.accumulate(text.split("."), "{}.{}".format):
-                        _follow_import(walk, name)
+                    _follow_import(walk, text)
         for space in list(walk.libraries.values()):
             for name in walk.names & space.keys():
                 if isinstance(space[name], (type, ModuleType)) or _is_patch(space[name]):
