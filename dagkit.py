@@ -2985,7 +2985,7 @@ def _hash_global(walk: _Walk, space: dict[str, Any], name: str) -> bytes:
     value = walk.observe(space.get, name, _MISSING)
     if isinstance(value, _LAZY_TYPE):
         try:
-            value = value.resolve()
+            value = walk.observe(value.resolve)
         except Exception as error:  # importing a module may raise anything
             raise _Opaque(name) from error
     if isinstance(value, _FUNCTION_TYPES) and value.__name__ in _READERS:
