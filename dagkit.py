@@ -1962,10 +1962,10 @@ class _PackageSource(_Source):
         return _get_version(self.name)
 
     def explain_change(self) -> str:
-        text = super().explain_change()
-        if text.endswith("is gone"):
-            return text
-        return f"{self} {self.fingerprint} → {self.compute_fingerprint()}"
+        try:
+            return f"{self} {self.fingerprint} → {self.compute_fingerprint()}"
+        except Exception:  # the metadata of a broken installation may raise anything
+            return f"{self} is gone"
 
 
 class _CodeSource(_Source):
@@ -2380,17 +2380,15 @@ def _get_attributes(value: Any, layout: _Layout) -> dict[str, Any]:
 
 def _hash_attributes(walk: _Walk, attributes: dict[str, Any], layout: _Layout) -> bytes:
     """Hash the instance attributes that count; their order does not."""
-    if not attributes:
-        return _NO_ATTRIBUTES
     ignored_names = layout.ignored_names
+    if not attributes or "*" in ignored_names:
+        return _NO_ATTRIBUTES
     if "__wrapped__" in attributes:  # functools.wraps copies some that are not behaviour
         ignored_names = ignored_names | {_OPTIONS_ATTRIBUTE}
         for name in attributes.keys() & set(functools.WRAPPER_ASSIGNMENTS):
             if attributes[name] == getattr(attributes["__wrapped__"], name, _MISSING):
                 ignored_names = ignored_names | {name}
-    if "*" in ignored_names:
-        attributes = {}
-    elif ignored_names:
+    if ignored_names:
         attributes = {name: x for name, x in attributes.items() if name not in ignored_names}
     return walk.hash(dict(sorted(attributes.items())))
 
@@ -2439,9 +2437,7 @@ def _hash_object(walk: _Walk, value: Any, layout: _Layout) -> bytes:
     kind = type(value)
     function, arguments, state, items, pairs = _reduce(walk, value)
     attributes = _get_attributes(value, layout)
-    saved: dict[str, Any] = {}
-    if state is not None:
-        state, saved = _split_state(state, attributes, layout)
+    state, saved = _split_state(state, attributes, layout)
     if kind.__module__ == __name__:
         attributes = {}  # our own objects say by their pickle what counts
     for name, item in attributes.items():
@@ -2454,7 +2450,7 @@ def _hash_object(walk: _Walk, value: Any, layout: _Layout) -> bytes:
         digests += map(walk.hash, _describe_path(walk, value))
     if len(arguments) > 1 or function is not _NEW_OBJECT:
         digests += [walk.hash(function), walk.hash(arguments)]
-    if not state is items is pairs is None:
+    if not (state is None and items is None and pairs is None):
         digests.append(walk.hash((state, items and list(items), pairs and list(pairs))))
     return _hash_bytes(*digests, tag="object")
 
