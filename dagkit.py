@@ -2182,7 +2182,7 @@ class _Walk:
 
     def __init__(self, memo: _Memo, features: frozenset[str]) -> None:
         self.parts: _Parts = {}
-        self.digest = ""  # of the parts of a step
+        self.digest = b""  # of the parts, when the walk is over
         # What was looked up: function, arguments, result. If all is the same again, so is the walk.
         self.observations: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
         # Files, packages and code that the value refers to: kind, name -> fingerprint, or the code.
@@ -3322,27 +3322,27 @@ def _walk_queue(walk: _Walk) -> None:
         walk.parts[part] = _shorten_digest(walk.observe(_hash_members, walk, space))
 
 
-def _walk_step(memo: _Memo, function: Any) -> _Walk:
-    def start(walk: _Walk) -> bytes:
-        walk.is_in_code = True
-        walk.root = root = _unwrap(function)
-        is_code = isinstance(root, _CODE_TYPES)
-        walk.home, _ = _find_home(root if is_code else type(root))
-        if root is not function or not is_code:
-            digest = walk.hash_held(function, "call")
-            walk.parts["call", type(function).__name__] = _shorten_digest(digest)
-        return walk.hash(root)
-
-    return _walk(memo, start)[0]
+def _hash_step(walk: _Walk, function: Any) -> bytes:
+    """Hash the function of a step, and the object that wraps or calls it."""
+    walk.is_in_code = True
+    walk.root = root = _unwrap(function)
+    is_code = isinstance(root, _CODE_TYPES)
+    walk.home, _ = _find_home(root if is_code else type(root))
+    if root is not function or not is_code:
+        digest = walk.hash_held(function, "call")
+        walk.parts["call", type(function).__name__] = _shorten_digest(digest)
+    return walk.hash(root)
 
 
-def _walk(memo: _Memo, start: Callable[[_Walk], bytes]) -> tuple[_Walk, bytes]:
+def _walk(
+    memo: _Memo, hash_value: Callable[[_Walk, Any], bytes], value: Any
+) -> tuple[_Walk, bytes]:
     """Walk as often as the code turns out to use features that did not count yet."""
     features: frozenset[str] = frozenset()
     while True:
         walk = _Walk(memo, features)
         try:
-            digest = start(walk)
+            digest = hash_value(walk, value)
             _walk_queue(walk)
         except _Opaque:
             raise
@@ -3355,15 +3355,12 @@ def _walk(memo: _Memo, start: Callable[[_Walk], bytes]) -> tuple[_Walk, bytes]:
             if not readers.isdisjoint(words):
                 walk.wanted.add(name)
         if walk.wanted <= features:
+            walk.digest = _hash_plain(sorted(walk.parts.items()))
             return walk, digest
         features |= walk.wanted
 
 
 # The functions that other rooms use
-
-
-def _hash_parts(parts: _Parts) -> bytes:
-    return _hash_plain(sorted(parts.items()))
 
 
 def _fingerprint(value: object) -> str:
@@ -3376,8 +3373,8 @@ def _fingerprint(value: object) -> str:
 
 
 def _fingerprint_with_walk(value: object) -> tuple[str, _Walk]:
-    walk, digest = _walk({}, lambda walk: walk.hash(value))
-    return _hash_bytes(digest, _hash_parts(walk.parts), tag="value").hex(), walk
+    walk, digest = _walk({}, _Walk.hash, value)
+    return _hash_bytes(digest, walk.digest, tag="value").hex(), walk
 
 
 def _fingerprint_with_sources(value: object) -> tuple[str, list[_Source]]:
@@ -3415,8 +3412,7 @@ class _CodeMemo:
                 walk.memo = self._memo
                 if walk.is_current():
                     return walk
-            walk = _walk_step(self._memo, function)
-            walk.digest = _hash_parts(walk.parts).hex()
+            walk, _ = _walk(self._memo, _hash_step, function)
             self._walks[id(function)] = (function, walk)
             return walk
 
@@ -6085,7 +6081,7 @@ class _Reuse:
         reason = ""
         causes = [value.cause for value in arguments.values() if isinstance(value, _Unknown)]
         if not causes:
-            text = f"{_KEY_FORMAT} {step.name} {code.digest} {parts}"
+            text = f"{_KEY_FORMAT} {step.name} {code.digest.hex()} {parts}"
             key = hashlib.sha256(text.encode()).hexdigest()
             entry, reason = self._look_up(step, key)
             if entry is not None and not reason:
