@@ -2257,6 +2257,17 @@ class _Walk:
         self.top = min(self.top, outer_top)
         return digest
 
+    def hash_step(self, function: Any) -> bytes:
+        """Hash the function of a step, and the object that wraps or calls it."""
+        self.is_in_code = True
+        self.root = _unwrap(function)
+        is_code = isinstance(self.root, _CODE_TYPES)
+        self.home, _ = _find_home(self.root if is_code else type(self.root))
+        if self.root is not function or not is_code:
+            digest = self.hash_held(function, "call")
+            self.parts["call", type(function).__name__] = _shorten_digest(digest)
+        return self.hash(self.root)
+
     def hash_once(self, value: Any, compute: Callable[[Any], bytes]) -> bytes:
         """Hash content that leads to no code, once for all walks with the same memo."""
         if id(value) not in self.memo:
@@ -3322,18 +3333,6 @@ def _walk_queue(walk: _Walk) -> None:
         walk.parts[part] = _shorten_digest(walk.observe(_hash_members, walk, space))
 
 
-def _hash_step(walk: _Walk, function: Any) -> bytes:
-    """Hash the function of a step, and the object that wraps or calls it."""
-    walk.is_in_code = True
-    walk.root = root = _unwrap(function)
-    is_code = isinstance(root, _CODE_TYPES)
-    walk.home, _ = _find_home(root if is_code else type(root))
-    if root is not function or not is_code:
-        digest = walk.hash_held(function, "call")
-        walk.parts["call", type(function).__name__] = _shorten_digest(digest)
-    return walk.hash(root)
-
-
 def _walk(
     memo: _Memo, hash_value: Callable[[_Walk, Any], bytes], value: Any
 ) -> tuple[_Walk, bytes]:
@@ -3412,7 +3411,7 @@ class _CodeMemo:
                 walk.memo = self._memo
                 if walk.is_current():
                     return walk
-            walk, _ = _walk(self._memo, _hash_step, function)
+            walk, _ = _walk(self._memo, _Walk.hash_step, function)
             self._walks[id(function)] = (function, walk)
             return walk
 
