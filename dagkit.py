@@ -1909,15 +1909,10 @@ def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     return spec
 
 
-def _hash_module_file(name: str) -> bytes:
-    """Hash the file that an import of the module would read now."""
-    spec = _find_spec(name)
-    if spec and spec.origin:
-        return _hash_path(spec.origin)
-    return _hash_plain(spec is not None)
-
-
 # Sources: what lies outside of a stored value, and can change behind it
+
+# kind -> class, by which sources are decoded: _SOURCE_TYPES[kind](name, fingerprint)
+_SOURCE_TYPES: dict[str, type[_Source]] = {}
 
 
 @dataclass(frozen=True)
@@ -1927,6 +1922,9 @@ class _Source:
     kind: ClassVar[str]
     name: str
     fingerprint: str
+
+    def __init_subclass__(cls) -> None:
+        _SOURCE_TYPES[cls.kind] = cls
 
     def compute_fingerprint(self) -> str:
         """Return the fingerprint that the source has now; raise anything if it is gone."""
@@ -1967,10 +1965,10 @@ class _PackageSource(_Source):
         return _get_version(self.name)
 
     def explain_change(self) -> str:
-        text = super().explain_change()
-        if text.endswith("is gone"):
-            return text
-        return f"{self} {self.fingerprint} → {self.compute_fingerprint()}"
+        try:
+            return f"{self} {self.fingerprint} → {self.compute_fingerprint()}"
+        except Exception:  # the metadata of a broken installation may raise anything
+            return f"{self} is gone"
 
 
 class _CodeSource(_Source):
@@ -1985,14 +1983,6 @@ class _CodeSource(_Source):
 
     def __str__(self) -> str:
         return f"code {self.name.partition(':')[2]}"
-
-
-# kind -> class, by which sources are decoded: _SOURCE_TYPES[kind](name, fingerprint)
-_SOURCE_TYPES: dict[str, type[_Source]] = {
-    "file": _FileSource,
-    "package": _PackageSource,
-    "code": _CodeSource,
-}
 
 
 # Code objects: each is read once; the argument values of its instructions count
@@ -2032,24 +2022,15 @@ _BODY_FACTS = operator.attrgetter(
 def _hash_constant(value: Any) -> bytes:
     """Hash a constant of a code object, however deeply it is nested."""
     kind = type(value)
-    if kind in _SCALARS:
-        return _hash_plain(value)
     if kind is types.CodeType:
         return _read_body(value).digest
-    if kind is slice:
-        items: Any = (value.start, value.stop, value.step)
-    elif kind is complex:
-        items = (value.real, value.imag)
-    elif value is Ellipsis:
-        items = ()
-    elif kind in (tuple, frozenset):
-        items = value
-    else:
+    if kind in _SCALARS or kind in (complex, frozenset, types.EllipsisType):
+        return _hash_plain(value)
+    if kind is slice:  # version 2 of marshal has none
+        value = (value.start, value.stop, value.step)
+    elif kind is not tuple:
         raise _Opaque(f"constant of type {_type_name(kind)}")
-    digests = list(map(_hash_constant, items))
-    if kind is frozenset:
-        digests.sort()
-    return _hash_bytes(*digests, tag=kind.__name__)
+    return _hash_bytes(*map(_hash_constant, value), tag=kind.__name__)
 
 
 def _find_texts(value: Any) -> Iterator[str]:
@@ -2195,20 +2176,6 @@ def _find_words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[^\W\d]\w*", text))
 
 
-class _Observation(NamedTuple):
-    """Something that a walk has looked up; if all of it is the same again, so is the walk."""
-
-    read: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    result: Any
-
-    def is_current(self) -> bool:
-        result = self.read(*self.arguments)
-        if type(self.result) in (int, bytes, str):
-            return type(result) is type(self.result) and result == self.result
-        return result is self.result
-
-
 class _Walk:
     """The state of one walk.
 
@@ -2218,7 +2185,9 @@ class _Walk:
 
     def __init__(self, memo: _Memo, features: frozenset[str]) -> None:
         self.parts: _Parts = {}
-        self.observations: list[_Observation] = []
+        self.digest = b""  # of the parts, when the walk is over
+        # What was looked up: function, arguments, result. If all is the same again, so is the walk.
+        self.observations: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
         # Files, packages and code that the value refers to: kind, name -> fingerprint, or the code.
         self.sources: dict[tuple[str, str], Any] = {}
         self.root: Any = _MISSING  # the function of a step
@@ -2246,15 +2215,21 @@ class _Walk:
     def observe(self, read: Callable[..., Any], *arguments: Any) -> Any:
         """Look something up so that `is_current` can look again."""
         result = read(*arguments)
-        self.observations.append(_Observation(read, arguments, result))
+        self.observations.append((read, arguments, result))
         return result
 
     def is_current(self) -> bool:
         self.digests.clear()
         try:
-            return all(observation.is_current() for observation in self.observations)
+            for read, arguments, result in self.observations:
+                current = read(*arguments)
+                if current is not result:
+                    is_plain = type(result) in (int, bytes, str) and type(current) is type(result)
+                    if not (is_plain and current == result):
+                        return False
         except Exception:  # a new walk will say what is wrong
             return False
+        return True
 
     def hash(self, value: Any) -> bytes:
         """Return the digest of a value; equal values have equal digests, however built."""
@@ -2287,6 +2262,17 @@ class _Walk:
         self.top = min(self.top, outer_top)
         return digest
 
+    def hash_step(self, function: Any) -> bytes:
+        """Hash the function of a step, and the object that wraps or calls it."""
+        self.is_in_code = True
+        self.root = _unwrap(function)
+        is_code = isinstance(self.root, _CODE_TYPES)
+        self.home, _ = _find_home(self.root if is_code else type(self.root))
+        if self.root is not function or not is_code:
+            digest = self.hash_held(function, "call")
+            self.parts["call", type(function).__name__] = _shorten_digest(digest)
+        return self.hash(self.root)
+
     def hash_once(self, value: Any, compute: Callable[[Any], bytes]) -> bytes:
         """Hash content that leads to no code, once for all walks with the same memo."""
         if id(value) not in self.memo:
@@ -2300,7 +2286,7 @@ class _Walk:
         except _Opaque as error:
             raise _Opaque(label, *error.args) from error
         if type(value) not in _SCALARS and id(value) not in self.references:
-            self.observations.append(_Observation(self.hash, (value,), digest))
+            self.observations.append((self.hash, (value,), digest))
         return digest
 
     def find_words(self) -> set[str]:
@@ -2344,7 +2330,7 @@ class _Layout(NamedTuple):
     """How the values of one type count."""
 
     name: str  # of the rule
-    rule: str | _Rule | None  # see _RULES; None: see _hash_object
+    rule: str | _Rule | None  # None: see _hash_object
     ignored_names: frozenset[str]  # instance attributes that do not count
     slots: dict[str, Any]  # name -> descriptor
     has_dict: bool
@@ -2417,17 +2403,15 @@ def _get_attributes(value: Any, layout: _Layout) -> dict[str, Any]:
 
 def _hash_attributes(walk: _Walk, attributes: dict[str, Any], layout: _Layout) -> bytes:
     """Hash the instance attributes that count; their order does not."""
-    if not attributes:
-        return _NO_ATTRIBUTES
     ignored_names = layout.ignored_names
+    if not attributes or "*" in ignored_names:
+        return _NO_ATTRIBUTES
     if "__wrapped__" in attributes:  # functools.wraps copies some that are not behaviour
         ignored_names = ignored_names | {_OPTIONS_ATTRIBUTE}
         for name in attributes.keys() & set(functools.WRAPPER_ASSIGNMENTS):
             if attributes[name] == getattr(attributes["__wrapped__"], name, _MISSING):
                 ignored_names = ignored_names | {name}
-    if "*" in ignored_names:
-        attributes = {}
-    elif ignored_names:
+    if ignored_names:
         attributes = {name: x for name, x in attributes.items() if name not in ignored_names}
     return walk.hash(dict(sorted(attributes.items())))
 
@@ -2441,22 +2425,20 @@ def _hash_value(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
             return _hash_bytes(walk.hash(kind), tag="resource")
         if walk.is_in_code and isinstance(value, io.IOBase) and not value.readable():
             return _hash_bytes(tag="output")  # a notebook has another sys.stdout
-        rule = layout.rule
-        if rule is None:
+        if layout.rule is None:
             return _hash_object(walk, value, layout)
-        if isinstance(rule, str):
-            content = [operator.attrgetter(name)(value) for name in rule.split()]
+        if isinstance(layout.rule, str):
+            facts = [operator.attrgetter(name)(value) for name in layout.rule.split()]
         else:
-            content = rule(walk, value)
-        digests = [walk.hash(item) for item in (kind, *content)]
+            facts = layout.rule(walk, value)
+        digests = [walk.hash(item) for item in (kind, *facts)]
         attributes = _hash_attributes(walk, _get_attributes(value, layout), layout)
         return _hash_bytes(*digests, attributes, tag=layout.name)
-    except _Opaque as error:
-        raise _Opaque(_type_name(kind), *error.args) from error
     except RecursionError:
         raise
     except Exception as error:  # the methods of a foreign class may raise anything
-        raise _Opaque(_type_name(kind)) from error
+        names = error.args if isinstance(error, _Opaque) else ()
+        raise _Opaque(_type_name(kind), *names) from error
 
 
 def _hash_container(walk: _Walk, value: Any, kind: type[Any]) -> bytes:
@@ -2480,9 +2462,7 @@ def _hash_object(walk: _Walk, value: Any, layout: _Layout) -> bytes:
     kind = type(value)
     function, arguments, state, items, pairs = _reduce(walk, value)
     attributes = _get_attributes(value, layout)
-    saved: dict[str, Any] = {}
-    if state is not None:
-        state, saved = _split_state(state, attributes, layout)
+    state, saved = _split_state(state, attributes, layout)
     if kind.__module__ == __name__:
         attributes = {}  # our own objects say by their pickle what counts
     for name, item in attributes.items():
@@ -2495,7 +2475,7 @@ def _hash_object(walk: _Walk, value: Any, layout: _Layout) -> bytes:
         digests += map(walk.hash, _describe_path(walk, value))
     if len(arguments) > 1 or function is not _NEW_OBJECT:
         digests += [walk.hash(function), walk.hash(arguments)]
-    if not state is items is pairs is None:
+    if not (state is None and items is None and pairs is None):
         digests.append(walk.hash((state, items and list(items), pairs and list(pairs))))
     return _hash_bytes(*digests, tag="object")
 
@@ -2552,14 +2532,7 @@ _BUILTIN_BASES: dict[type, Callable[[Any], Any]] = {
 # Rules: what counts of a value of a type and its subclasses. This is hashed in turn.
 
 _Rule = Callable[[_Walk, Any], Any]
-
-
-def _refuse(walk: _Walk, value: Any) -> Any:
-    """Refuse what reads its content later from somewhere else."""
-    raise _Opaque
-
-
-# The names of the attributes that count, or a function. `_describes` adds more.
+# A rule holds for the type and its subclasses: the attributes that count, or a function.
 _RULES: dict[str, str | _Rule] = {
     "builtins.method": "__func__ __self__",
     "builtins.property": "fget fset fdel",
@@ -2598,9 +2571,7 @@ _RULES: dict[str, str | _Rule] = {
     "numpy.MaskedArray": lambda walk, x: [*_describe_array(walk, x), x.fill_value],
     "pyarrow.Table": "schema num_rows columns",
     "pyarrow.RecordBatch": "schema num_rows columns",
-    "pyarrow.Dataset": _refuse,
     "polars.DataFrame": lambda walk, x: [x.height, *x.get_columns()],
-    "polars.LazyFrame": _refuse,
     "polars.Categories": lambda walk, x: [x.name(), x.namespace(), str(x.physical())],
     "torch.Generator": lambda walk, x: [str(x.device), x.get_state()],
     "pydantic.BaseModel": "__pydantic_fields_set__ __pydantic_extra__ __pydantic_private__",
@@ -2620,21 +2591,80 @@ _RULES: dict[str, str | _Rule] = {
     "PIL.Image": lambda walk, x: [x.mode, x.size, x.info, x.getpalette(), x.tobytes()],
     "xarray.Variable": "attrs encoding _dims _data",
     "xarray.Dataset": "attrs encoding _variables _coord_names _indexes _close",
-    "xarray.FileManager": _refuse,
-    "dask.DaskMethodsMixin": _refuse,
-    "zarr.Array": _refuse,
-    "fsspec.OpenFile": _refuse,
 }
+# Instance attributes that do not count: a rule covers them, or a library caches something in them.
+_IGNORED_ATTRIBUTES = {
+    **dict.fromkeys(
+        _split(
+            """logging.Logger _thread._local numba.Dispatcher numba.DUFunc numba.GUFunc
+            pydantic.TypeAdapter sqlalchemy.ClauseElement sqlalchemy.SchemaItem
+            sqlalchemy.QueryableAttribute sqlalchemy.MapperProperty pint.GenericPlainRegistry
+            PIL.Image"""
+        ),
+        "*",
+    ),
+    "functools.cached_property": "func attrname lock __doc__ __module__",
+    "enum.Enum": "_name_ _value_ __objclass__ _sort_order_ _inverted_",
+    "os._Environ": "encodekey decodekey encodevalue decodevalue _data",
+    "weakref.WeakKeyDictionary": "data _remove _pending_removals _iterating _dirty_len",
+    "weakref.WeakValueDictionary": "data _remove _pending_removals _iterating _dirty_len",
+    "_weakrefset.WeakSet": "data _remove _pending_removals _iterating",
+    "contextlib._GeneratorContextManagerBase": "*",
+    "random.Random": "gauss_next",
+    "numpy.memmap": "_mmap filename offset mode",
+    "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
+    "numpy.vectorize": "_ufunc",
+    "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
+    "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ _is_copy _cacher",
+    "pandas.Index": """_data _id _name _names _references _range _levels _codes sortorder
+        _cache""",
+    "pandas.ExtensionArray": "_ndarray _dtype _pa_array _data _mask _freq _readonly _cache",
+    "pandas.ExtensionDtype": "_cache",
+    "polars.DataFrame": "_df _accessors",
+    "polars.Series": "_s _accessors",
+    "polars.Expr": "_pyexpr",
+    "polars.Categories": "*",
+    "scipy._spbase": """_shape indptr indices data row col coords offsets rows _dict maxprint
+        _has_sorted_indices _has_canonical_format has_canonical_format""",
+    "torch.Optimizer": "_zero_grad_profile_name _warned_capturable_if_run_uncaptured",
+    "sqlalchemy.TypeEngine": "dispatch",
+    "sympy.Basic": "_mhash _assumptions",
+    "networkx.Graph": "__networkx_cache__",
+    "xarray.DataArray": "_cache",
+}
+# A library marks its classes by the first name; instances cache something under the second.
+_CLASS_MARKERS = {
+    "__attrs_attrs__": "_attrs_cached_hash",
+    "_sa_class_manager": "_sa_instance_state",
+}
+# Decorators of attributes that are computed from the others, and so do not count.
+_CACHED_PROPERTIES = _split(
+    "cached_property cache_readonly lazy_property memoized_property memoized_attribute"
+)
+# They change no result: if code holds them, they count by type.
+_RESOURCES = _split(
+    """logging.Filterer logging.LoggerAdapter threading.Event threading.Semaphore
+    threading.Barrier threading.Thread concurrent.Executor multiprocessing.Pool
+    multiprocessing.SemLock asyncio.Lock loguru.Logger rich.Console
+    structlog.BoundLoggerLazyProxy os._Environ"""
+)
 
 
-def _describes(*names: str) -> Callable[[_Rule], _Rule]:
+def _describes(*type_names: str) -> Callable[[_Rule], _Rule]:
     """Make a function the rule of these types."""
 
     def add_rule(rule: _Rule) -> _Rule:
-        _RULES.update(dict.fromkeys(names, rule))
+        _RULES.update(dict.fromkeys(type_names, rule))
         return rule
 
     return add_rule
+
+
+@_describes("pyarrow.Dataset", "polars.LazyFrame", "xarray.FileManager")
+@_describes("dask.DaskMethodsMixin", "zarr.Array", "fsspec.OpenFile")
+def _refuse(walk: _Walk, value: Any) -> Any:
+    """Refuse what reads its content later from somewhere else."""
+    raise _Opaque
 
 
 @_describes("builtins.code")
@@ -2779,7 +2809,7 @@ def _describe_column(walk: _Walk, value: Any) -> Any:
     return (value.dtype, value.astype(object))
 
 
-@_describes("pyarrow.ChunkedArray", "pyarrow.Array")
+@_describes("pyarrow.Array", "pyarrow.ChunkedArray")
 def _describe_arrow(walk: _Walk, value: Any) -> Any:
     """Describe an Arrow array by its content: not by chunks, offsets or bytes below nulls."""
     numpy, pyarrow = sys.modules["numpy"], sys.modules["pyarrow"]
@@ -2860,13 +2890,13 @@ def _describe_tensor(walk: _Walk, value: Any) -> Any:
         raise _Opaque("autograd graph")
     if str(value.layout) != "torch.strided" or value.is_quantized:
         raise _Opaque(f"layout {value.layout}")
-    about = (value.dtype, tuple(value.shape), str(value.device), value.requires_grad, value.grad)
-    order = _find_memory_order(value.shape, value.stride())
 
     def hash_content(tensor: Any) -> bytes:
         plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         return hashlib.sha256(plain.view(sys.modules["torch"].uint8).numpy()).digest()
 
+    about = (value.dtype, tuple(value.shape), str(value.device), value.requires_grad, value.grad)
+    order = _find_memory_order(value.shape, value.stride())
     return (*about, order, value._backward_hooks or None, walk.hash_once(value, hash_content))
 
 
@@ -2906,68 +2936,6 @@ def _describe_units(walk: _Walk, value: Any) -> Any:
             yield name, str(unit)
     for name, prefix in sorted(value._prefixes.items()):
         yield name, str(prefix)
-
-
-# Instance attributes that do not count: a rule covers them, or a library caches something in them.
-_IGNORED_ATTRIBUTES = {
-    "functools.cached_property": "func attrname lock __doc__ __module__",
-    "enum.Enum": "_name_ _value_ __objclass__ _sort_order_ _inverted_",
-    "os._Environ": "encodekey decodekey encodevalue decodevalue _data",
-    "logging.Logger": "*",
-    "_thread._local": "*",
-    "weakref.WeakKeyDictionary": "data _remove _pending_removals _iterating _dirty_len",
-    "weakref.WeakValueDictionary": "data _remove _pending_removals _iterating _dirty_len",
-    "_weakrefset.WeakSet": "data _remove _pending_removals _iterating",
-    "contextlib._GeneratorContextManagerBase": "*",
-    "numpy.ndarray": "_mmap filename offset mode",
-    "numpy.MaskedArray": "_fill_value _sharedmask _basedict",
-    "numpy.vectorize": "_ufunc",
-    "random.Random": "gauss_next",
-    "pandas.DataFrame": "_mgr _attrs _flags _item_cache _typ _is_copy",
-    "pandas.Series": "_mgr _attrs _flags _name _item_cache _typ _is_copy _cacher",
-    "pandas.Index": """_data _id _name _names _references _range _levels _codes sortorder
-        _cache""",
-    "pandas.ExtensionArray": "_ndarray _dtype _pa_array _data _mask _freq _readonly _cache",
-    "pandas.ExtensionDtype": "_cache",
-    "polars.DataFrame": "_df _accessors",
-    "polars.Series": "_s _accessors",
-    "polars.Expr": "_pyexpr",
-    "polars.Categories": "*",
-    "scipy._spbase": """_shape indptr indices data row col coords offsets rows _dict maxprint
-        _has_sorted_indices _has_canonical_format has_canonical_format""",
-    "torch.Optimizer": "_zero_grad_profile_name _warned_capturable_if_run_uncaptured",
-    "numba.Dispatcher": "*",
-    "numba.DUFunc": "*",
-    "numba.GUFunc": "*",
-    "pydantic.TypeAdapter": "*",
-    "sqlalchemy.Table": "*",
-    "sqlalchemy.ClauseElement": "*",
-    "sqlalchemy.SchemaItem": "*",
-    "sqlalchemy.QueryableAttribute": "*",
-    "sqlalchemy.MapperProperty": "*",
-    "sqlalchemy.TypeEngine": "dispatch",
-    "sympy.Basic": "_mhash _assumptions",
-    "pint.GenericPlainRegistry": "*",
-    "PIL.Image": "*",
-    "networkx.Graph": "__networkx_cache__",
-    "xarray.DataArray": "_cache",
-}
-# A library marks its classes by the first name; instances cache something under the second.
-_CLASS_MARKERS = {
-    "__attrs_attrs__": "_attrs_cached_hash",
-    "_sa_class_manager": "_sa_instance_state",
-}
-# Decorators of libraries for attributes that are computed from the others, and so do not count.
-_CACHED_PROPERTIES = _split(
-    "cached_property cache_readonly lazy_property memoized_property memoized_attribute"
-)
-# They change no result: if code holds them, they count by type.
-_RESOURCES = _split(
-    """logging.Filterer logging.LoggerAdapter threading.Event threading.Semaphore
-    threading.Barrier threading.Thread concurrent.Executor multiprocessing.Pool
-    multiprocessing.SemLock asyncio.Lock loguru.Logger rich.Console
-    structlog.BoundLoggerLazyProxy os._Environ"""
-)
 
 
 # Code: functions, classes and modules become parts
@@ -3046,16 +3014,6 @@ def _is_patch(member: Any) -> bool:
 _LAZY_TYPE: Any = getattr(types, "LazyImportType", ())  # Python 3.15
 
 
-def _get_global(space: dict[str, Any], name: str) -> Any:
-    value = space.get(name, _MISSING)
-    if isinstance(value, _LAZY_TYPE):
-        try:
-            value = value.resolve()
-        except Exception as error:  # importing a module may raise anything
-            raise _Opaque(name) from error
-    return value
-
-
 # A random generator changes whenever code uses it. For these we remember the first digest.
 _GENERATORS = _split("random.Random numpy.RandomState numpy.Generator torch.Generator")
 _first_digests: _Memo = {}
@@ -3066,7 +3024,12 @@ def _hash_global(walk: _Walk, space: dict[str, Any], name: str) -> bytes:
     key = (id(space), name)
     if key in walk.globals or name in _MODULE_NAMES:
         return walk.globals.get(key, _hash_bytes(tag="module name"))
-    value = walk.observe(_get_global, space, name)
+    value = walk.observe(space.get, name, _MISSING)
+    if isinstance(value, _LAZY_TYPE):
+        try:
+            value = walk.observe(value.resolve)
+        except Exception as error:  # importing a module may raise anything
+            raise _Opaque(name) from error
     if isinstance(value, _FUNCTION_TYPES) and value.__name__ in _READERS:
         walk.names.add(value.__name__)  # it was imported under another name
         walk.spaces[id(space)] = space
@@ -3144,10 +3107,9 @@ def _hash_function(walk: _Walk, function: Any) -> bytes:
         if packages:
             walk.wanted.add("annotations")  # it may act by those of others
     # A name that was set by hand can be seen: pandas names columns by it.
-    name = walk.observe(getattr, function, "__name__")
-    qualname = walk.observe(getattr, function, "__qualname__")
-    if (name, qualname) != (code.co_name, code.co_qualname):
-        digests.append(_hash_plain((name, qualname)))
+    names = [walk.observe(getattr, function, name) for name in ("__name__", "__qualname__")]
+    if names != [code.co_name, code.co_qualname]:
+        digests.append(_hash_plain(" ".join(names)))
     for kind, name, value in _list_held(walk, function, code):
         if name == "__classdict__" or (packages is not None and name in _LIBRARY_CACHES):
             continue
@@ -3298,22 +3260,10 @@ def _follow_body(walk: _Walk, body: _Body, space: dict[str, Any]) -> None:
         if level:
             package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
             name = ".".join(filter(None, (package.rsplit(".", level - 1)[0], name)))
-        for prefix in itertools.accumulate(name.split("."), "{}.{}".format):
-            _follow_import(walk, prefix)
+        _follow_import(walk, name)
         for inner in names:
             if inner not in getattr(sys.modules.get(name), "__dict__", ()):
                 _follow_import(walk, f"{name}.{inner}")
-
-
-def _follow_texts(walk: _Walk) -> None:
-    """Count the modules that texts name, if the code gets modules by name."""
-    if _IMPORTERS.isdisjoint(walk.names):
-        return
-    for text in sorted(walk.texts - walk.imports):
-        walk.imports.add(text)
-        if text in sys.modules or _is_module(text):
-            for name in itertools.accumulate(text.split("."), "{}.{}".format):
-                _follow_import(walk, name)
 
 
 @functools.lru_cache(100_000)
@@ -3326,19 +3276,29 @@ def _is_module(name: str) -> bool:
 
 
 def _follow_import(walk: _Walk, name: str) -> None:
-    """Count a module that a body imports: the loaded one, or the one an import would run."""
+    """Count a module that a body imports, loaded or not, after the packages above it."""
+    package = name.rpartition(".")[0]
+    if package:
+        _follow_import(walk, package)
     loaded = walk.observe(sys.modules.get, name)
     if isinstance(loaded, ModuleType):
         walk.hash(loaded)
         return
     if ("module", name) in walk.parts:
         return
+
+    def hash_file() -> bytes:  # the one that an import would read now
+        spec = _find_spec(name)
+        if spec and spec.origin:
+            return _hash_path(spec.origin)
+        return _hash_plain(spec is not None)
+
     try:
         spec: Any = _find_spec(name)
         if spec and walk.is_library(name, spec.origin):
             return
         code = spec.loader.get_code(name) if spec and spec.loader else None
-        walk.observe(_hash_module_file, name)
+        walk.observe(hash_file)
     except Exception as error:  # it does not compile, or has an unusual loader
         raise _Opaque(f"module {name}") from error
     walk.parts["module", name] = ""
@@ -3388,7 +3348,11 @@ def _walk_queue(walk: _Walk) -> None:
                 label = part[1] if value is walk.root else " ".join(part)
                 names = error.args if isinstance(error, _Opaque) else ()
                 raise _Opaque(label, *names) from error
-        _follow_texts(walk)
+        if not _IMPORTERS.isdisjoint(walk.names):  # texts may name modules
+            for text in sorted(walk.texts - walk.imports):
+                walk.imports.add(text)
+                if text in sys.modules or _is_module(text):
+                    _follow_import(walk, text)
         for space in list(walk.libraries.values()):
             for name in sorted(walk.names & space.keys()):
                 if isinstance(space[name], (type, ModuleType)) or _is_patch(space[name]):
@@ -3401,27 +3365,15 @@ def _walk_queue(walk: _Walk) -> None:
         walk.parts[part] = _shorten_digest(walk.observe(_hash_members, walk, space))
 
 
-def _walk_step(memo: _Memo, function: Any) -> _Walk:
-    def start(walk: _Walk) -> bytes:
-        walk.is_in_code = True
-        walk.root = root = _unwrap(function)
-        is_code = isinstance(root, _CODE_TYPES)
-        walk.home, _ = _find_home(root if is_code else type(root))
-        if root is not function or not is_code:
-            digest = walk.hash_held(function, "call")
-            walk.parts["call", type(function).__name__] = _shorten_digest(digest)
-        return walk.hash(root)
-
-    return _walk(memo, start)[0]
-
-
-def _walk(memo: _Memo, start: Callable[[_Walk], bytes]) -> tuple[_Walk, bytes]:
+def _walk(
+    memo: _Memo, hash_value: Callable[[_Walk, Any], bytes], value: Any
+) -> tuple[_Walk, bytes]:
     """Walk as often as the code turns out to use features that did not count yet."""
     features: frozenset[str] = frozenset()
     while True:
         walk = _Walk(memo, features)
         try:
-            digest = start(walk)
+            digest = hash_value(walk, value)
             _walk_queue(walk)
         except _Opaque:
             raise
@@ -3434,15 +3386,12 @@ def _walk(memo: _Memo, start: Callable[[_Walk], bytes]) -> tuple[_Walk, bytes]:
             if not readers.isdisjoint(words):
                 walk.wanted.add(name)
         if walk.wanted <= features:
+            walk.digest = _hash_plain(sorted(walk.parts.items()))
             return walk, digest
         features |= walk.wanted
 
 
 # The functions that other rooms use
-
-
-def _hash_parts(parts: _Parts) -> bytes:
-    return _hash_plain(sorted(parts.items()))
 
 
 def _fingerprint(value: object) -> str:
@@ -3455,8 +3404,8 @@ def _fingerprint(value: object) -> str:
 
 
 def _fingerprint_with_walk(value: object) -> tuple[str, _Walk]:
-    walk, digest = _walk({}, lambda walk: walk.hash(value))
-    return _hash_bytes(digest, _hash_parts(walk.parts), tag="value").hex(), walk
+    walk, digest = _walk({}, _Walk.hash, value)
+    return _hash_bytes(digest, walk.digest, tag="value").hex(), walk
 
 
 def _fingerprint_with_sources(value: object) -> tuple[str, list[_Source]]:
@@ -3471,14 +3420,14 @@ def _fingerprint_with_sources(value: object) -> tuple[str, list[_Source]]:
 
 
 class _CodeMemo:
-    """The parts of many functions, which are checked again rather than walked again.
+    """The walks through many functions, which are checked again rather than repeated.
 
     Identities are compared at each call. Values that can change in place are hashed again, once
     between two calls of ``begin``: each run begins anew.
     """
 
     def __init__(self) -> None:
-        self._walks: dict[int, tuple[Any, _Walk, str]] = {}
+        self._walks: dict[int, tuple[Any, _Walk]] = {}  # by the id of the function
         self._lock = threading.RLock()
         self._memo: _Memo = {}
 
@@ -3486,27 +3435,17 @@ class _CodeMemo:
         """Forget the content of values, but not the walks."""
         self._memo = {}
 
-    def find_parts(self, function: Callable[..., Any]) -> tuple[_Parts, str]:
-        """Return the parts, which the caller must not change, and a digest of them."""
+    def find_walk(self, function: Callable[..., Any]) -> _Walk:
+        """Return the walk through a function, which the caller must not change."""
         with self._lock:  # a pipeline may be run by many threads
             if id(function) in self._walks:
-                _, walk, digest = self._walks[id(function)]
+                _, walk = self._walks[id(function)]
                 walk.memo = self._memo
                 if walk.is_current():
-                    return walk.parts, digest
-            walk = _walk_step(self._memo, function)
-            digest = _hash_parts(walk.parts).hex()
-            self._walks[id(function)] = (function, walk, digest)
-            return walk.parts, digest
-
-    def find_texts(self, function: Callable[..., Any]) -> set[str]:
-        """Return the texts and paths that the code holds, after `find_parts`."""
-        walk = self._walks[id(function)][1]
-        return walk.texts | walk.paths
-
-    def find_moved_parts(self, function: Callable[..., Any]) -> set[tuple[str, str]]:
-        """Return the random generators that were used in this process, after `find_parts`."""
-        return self._walks[id(function)][1].moved_parts
+                    return walk
+            walk, _ = _walk(self._memo, _Walk.hash_step, function)
+            self._walks[id(function)] = (function, walk)
+            return walk
 
 
 ########################################################################################
@@ -4813,10 +4752,6 @@ class _VariableSource(_Source):
         return _hash_variable(os.environ.get(self.name), _make_variable_key())
 
 
-for _source_type in (_ReadSource, _FolderSource, _VariableSource):
-    _SOURCE_TYPES[_source_type.kind] = _source_type
-
-
 def _make_variable_key() -> bytes:
     """Derive a key that may be sent to workers, because nothing is signed with it.
 
@@ -5837,9 +5772,6 @@ class _DatasetSource(_Source):
         return _DatasetSource, (self.name, self.fingerprint)
 
 
-_SOURCE_TYPES["dataset"] = _DatasetSource
-
-
 # The catalog of a pipeline
 
 
@@ -6127,7 +6059,7 @@ class _Reuse:
         self.datasets = datasets
         self.is_active = True  # whether stored results are used
         self.finished_steps: set[str] = set()  # that were called in this run
-        self._codes: dict[str, tuple[_Parts, str] | _Opaque] = {}  # by step: parts and digest
+        self._codes: dict[str, _Walk | _Opaque] = {}  # by step
         self._moved_parts: dict[str, set[tuple[str, str]]] = {}  # step -> random generators
         self.texts: dict[str, set[str]] = {}  # step -> texts of its code, which may name files
         self._damaged_keys: set[str] = set()
@@ -6142,9 +6074,10 @@ class _Reuse:
         # Read all code before a step runs, because a step may import modules or change constants.
         for step in cached_steps:
             try:
-                self._codes[step.name] = code_memo.find_parts(step.function)
-                self.texts[step.name] = code_memo.find_texts(step.function)
-                self._moved_parts[step.name] = code_memo.find_moved_parts(step.function)
+                walk = code_memo.find_walk(step.function)
+                self._codes[step.name] = walk
+                self.texts[step.name] = walk.texts | walk.paths
+                self._moved_parts[step.name] = walk.moved_parts
             except _Opaque as culprit:
                 self._codes[step.name] = culprit
 
@@ -6168,17 +6101,16 @@ class _Reuse:
             return _Decision("uncached", culprit.reason)
         if not self.is_active:
             return _Decision("stale", _UNREADABLE)
-        code_parts, code_digest = code
         key = ""
         reason = ""
         causes = [value.cause for value in arguments.values() if isinstance(value, _Unknown)]
         if not causes:
-            text = f"{_KEY_FORMAT} {step.name} {code_digest} {parts}"
+            text = f"{_KEY_FORMAT} {step.name} {code.digest.hex()} {parts}"
             key = hashlib.sha256(text.encode()).hexdigest()
             entry, reason = self._look_up(step, key)
             if entry is not None and not reason:
                 return _Decision("fresh", entry=entry)
-        parts |= code_parts
+        parts |= code.parts
         newest = self._find_newest(step)
         if newest is not None:
             reason = reason or self._explain_changes(step, arguments, parts, newest)

@@ -2350,7 +2350,7 @@ def run_in(folder: Path, code: str, **environment: str) -> str:
 
 
 def find_parts(function: Callable[..., Any]) -> dict[tuple[str, str], str]:
-    return CodeMemo().find_parts(function)[0]
+    return CodeMemo().find_walk(function).parts
 
 
 EDITS = [(*edit, False) for edit in read_edits(KEEPING_EDITS)]
@@ -2368,7 +2368,7 @@ def list_parts(folder):
     importlib.invalidate_caches()
     try:
         step = importlib.import_module("app").step
-        return [[*part] for part in sorted(dagkit._CodeMemo().find_parts(step)[0].items())]
+        return [[*part] for part in sorted(dagkit._CodeMemo().find_walk(step).parts.items())]
     except dagkit._Opaque as error:
         return error.reason
     except ModuleNotFoundError as error:
@@ -2480,11 +2480,11 @@ def test_a_cell_of_a_notebook_counts_by_what_it_changes(cell: str, is_change: bo
     space: dict[str, Any] = {"__name__": "__main__", "np": np, "a": np.ones(3)}
     exec(NOTEBOOK, space)
     memo = CodeMemo()
-    before = memo.find_parts(space["step"])
+    before = memo.find_walk(space["step"]).parts
     exec(cell, space)
     memo.begin()
-    after = memo.find_parts(space["step"])
-    assert after[0] == find_parts(space["step"])
+    after = memo.find_walk(space["step"]).parts
+    assert after == find_parts(space["step"])
     assert (after != before) == is_change
 
 
