@@ -3227,7 +3227,7 @@ def _find_project_facts(cls: type[Any]) -> tuple[dict[str, Any], Collection[str]
     if getattr(cls, "_is_protocol", None) is False:
         # typing stores an inherited __init__ in the class when its first instance is made.
         init = space.get("__init__")
-        if any(vars(base).get("__init__") is init for base in cls.__mro__[1:]):
+        if init and any(vars(base).get("__init__") is init for base in cls.__mro__[1:]):
             return {}, {"__init__"}
     if issubclass(cls, enum.Enum):
         return {}, _split("_value2member_map_ _hashable_values_ _unhashable_values_ "

@@ -2822,9 +2822,10 @@ def SD(x): return x
 @SD.register
 def _(x: int): return 1
 
-def arr(x, note):
+def arr(x, note, mode=""):
     a = np.asarray(x).view(Arr)
     a.note = note
+    a.mode = mode
     return a
 
 def err(a, cause=None):
@@ -2882,6 +2883,7 @@ flag :: Flag.A | Flag.B :: Flag(3) :: Flag.A
 flag used :: Flag.A :: do(Flag.A, lambda f: (~f, Flag(3))) :: Flag.B
 intenum :: Num.ONE :: Num(1) :: 1
 ndarray subclass :: arr([1], "a") :: arr([1], "a") :: arr([1], "b")
+ndarray subclass with a mode :: arr([1], "a", "x") :: arr([1], "a", "x") :: arr([1], "a", "y")
 defaultdict subclass :: setattrs(DD(list), z=1) :: setattrs(DD(list), z=1) :: setattrs(DD(list), z=2)
 defaultdict factory :: collections.defaultdict(list) :: collections.defaultdict(list) :: collections.defaultdict(int)
 counter subclass :: setattrs(Cnt("ab"), z=1) :: setattrs(Cnt("ab"), z=1) :: setattrs(Cnt("ab"), z=2)
