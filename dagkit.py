@@ -3693,10 +3693,7 @@ class _Pickler(pickle.Pickler):
         if not attributes or isinstance(pieces, str) or len(pieces) == 6:
             return NotImplemented
         function, arguments, state, items, pairs = (*pieces, None, None, None)[:5]
-        saved: dict[str, Any] = {}
-        for mapping in state if type(state) is tuple else (state,):
-            if type(mapping) is dict:
-                saved.update(mapping)
+        _, saved = _split_state(state, attributes, layout)
         unsaved = {}
         for name, attribute in attributes.items():
             is_ignored = name in layout.ignored_names or "*" in layout.ignored_names
@@ -3963,7 +3960,11 @@ class _StoreFolder:
         self.is_default = False  # whether the user did not choose it
 
     def open(self, create: bool = False) -> bool:
-        """Return whether the folder can be used; if it is unfit, a warning says why."""
+        """Return whether the folder can be used, or made; if it is unfit, a warning says why.
+
+        All methods of a store that read or write call this first: since the last call, the folder
+        may have been replaced, or opened to others.
+        """
         try:
             identity = self._identify()
             if identity is None and not create:
@@ -4305,7 +4306,7 @@ class Store:
                 count += _remove_file(path)
             for path in self._folder.list_files("values"):
                 _remove_file(path)
-        elif self._open():
+        elif self._folder.open():
             for path in self._folder.list_files(self._locate_step(step)):
                 with contextlib.suppress(OSError, _DamageError):
                     self._delete_values(self._read_entry(path))
@@ -4369,17 +4370,9 @@ class Store:
         """Allow one warning of each kind again."""
         self._folder.warned_kinds.clear()
 
-    def _open(self, create: bool = False) -> bool:
-        """Return whether the folder can be used, and with ``create`` make it.
-
-        All methods that read or write call this first: since the last call, the folder may have
-        been replaced, or opened to others.
-        """
-        return self._folder.open(create)
-
     def _find_entry(self, step_name: str, key: str) -> _Entry | None:
         """Return the entry of a key if it is there with its values; None is a miss."""
-        if not self._open():
+        if not self._folder.open():
             return None
         path = self._locate_entry(step_name, key)
         try:
@@ -4409,7 +4402,7 @@ class Store:
 
     def _has_entry_file(self, step_name: str, key: str) -> bool:
         """Return whether there is an entry, or was until it proved damaged."""
-        if not self._open():
+        if not self._folder.open():
             return False
         path = self._locate_entry(step_name, key)
         return path in self._damaged_paths or os.path.lexists(path)
@@ -4420,7 +4413,7 @@ class Store:
         This lists the folder of the step (40 ms for 10,000 entries), but only if another process
         has changed it since the last call.
         """
-        if not self._open():
+        if not self._folder.open():
             return None
         folder = self._locate_step(step_name)
         try:
@@ -4450,7 +4443,7 @@ class Store:
         elsewhere: only its fingerprint is stored. The entry gets ``values`` and ``created``, and
         the sources and metrics of the values beside those that it has.
         """
-        if not self._open(create=True):
+        if not self._folder.open(create=True):
             return False
         path = self._locate_entry(entry.step, entry.key)
         sources = dict.fromkeys(entry.sources)  # in order, without repeats
@@ -4515,7 +4508,7 @@ class Store:
             # Unpickling may raise anything, e.g. when a class was removed. We can always recompute
             # the value.
             if not isinstance(error, OSError | MemoryError):
-                if self._open():
+                if self._folder.open():
                     self._delete_values(entry)
                 self._discard(self._locate_entry(entry.step, entry.key), error)
             elif not isinstance(error, FileNotFoundError):  # nothing is damaged
@@ -4550,7 +4543,7 @@ class Store:
     def _discard(self, path: str, error: Exception) -> None:
         """Delete an entry that is damaged, with a warning."""
         self._damaged_paths.add(path)
-        if self._open():
+        if self._folder.open():
             self._folder.remove_file(path)
         reason = str(error)
         if not isinstance(error, _DamageError):
@@ -4593,7 +4586,7 @@ class Store:
 
         The line end comes first: a line that a full disk has cut short does not spoil the next.
         """
-        if not self._open(create=True):
+        if not self._folder.open(create=True):
             return
         line = b"\n" + _encode_json(record).encode()
         try:
@@ -4605,7 +4598,7 @@ class Store:
 
     def _read_records(self) -> Iterator[bytes]:
         """Yield the lines of the records of runs, oldest first; one of them may be cut short."""
-        if self._open():
+        if self._folder.open():
             with (
                 contextlib.suppress(OSError),
                 io.BufferedReader(_open_file(f"{self.path}/runs.jsonl")) as file,
@@ -7210,7 +7203,7 @@ class _Loop:
         if self.pool.is_nested or task.lock == entry.key:
             return decision
         store = self.reuse.store
-        if not store._open(create=True):
+        if not store._folder.open(create=True):
             return decision
         self.release_lock(task)
         if not store._locks.acquire(entry.key):
@@ -7646,8 +7639,8 @@ _CROSS = "M2.5 2.5l7 7M9.5 2.5l-7 7"
 _FRESH = _Look("✓", "=", "34", "#0936cf", "#658cf2", _CHECK)
 _STALE = _Look("↻", "~", "33", "#926b0e", "#fec845", _ARROW, "5 3")
 _NEW = _Look("○", "o", "90", "#6f747d", "#8b919a", _RING, "2 3")
-# The statuses of a step, in the order in which they are counted. A new status is a row here, and
-# a case of _describe_outcome.
+# The statuses of a step, in the order in which they are counted. A new status is a row here, a
+# place in _STATUS_ORDER, and a case of _describe_outcome.
 _LOOKS = {
     "fresh": _FRESH,
     "stale": _STALE,
