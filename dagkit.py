@@ -3521,6 +3521,14 @@ def _load_value(value: Any) -> Any:
     return value.load() if isinstance(value, _Handle) else value
 
 
+def _examine(value: Any) -> tuple[str, Sequence[_Source]]:
+    """Return the fingerprint of a value or handle, and the files that it names."""
+    if isinstance(value, _Handle):
+        return value.fingerprint, value.files
+    fingerprint, sources = _fingerprint_with_sources(value)
+    return fingerprint, [source for source in sources if source.kind == "file"]
+
+
 # Entries
 
 
@@ -4657,16 +4665,12 @@ class _TupleHandle(_Handle):
 
     @property
     def fingerprint(self) -> str:
-        fingerprints = []
-        for item in self.items:
-            is_handle = isinstance(item, _Handle)
-            fingerprints.append(item.fingerprint if is_handle else _fingerprint(item))
-        return _join_fingerprints(fingerprints)
+        return _join_fingerprints([_examine(item)[0] for item in self.items])
 
     @property
     def files(self) -> Sequence[_Source]:
-        handles = [item for item in self.items if isinstance(item, _Handle)]
-        return list(dict.fromkeys(file for handle in handles for file in handle.files))
+        files = [file for item in self.items for file in _examine(item)[1]]
+        return list(dict.fromkeys(files))
 
     def load(self) -> tuple[Any, ...]:
         return tuple(map(_load_value, self.items))
@@ -6030,14 +6034,6 @@ class _Examination(NamedTuple):
     files: Sequence[_Source]  # that the value names
 
 
-def _examine(value: Any) -> tuple[str, Sequence[_Source]]:
-    """Return the fingerprint of a value or handle, and the files that it names."""
-    if isinstance(value, _Handle):
-        return value.fingerprint, value.files
-    fingerprint, sources = _fingerprint_with_sources(value)
-    return fingerprint, [source for source in sources if source.kind == "file"]
-
-
 class _Reuse:
     """Decides, during one run or plan, which calls can be reused, and says why others cannot.
 
@@ -6381,7 +6377,7 @@ class _Elements(_Handle):
             return self._list
         items = self.list_items()
         if self.holds(_Handle):
-            return [item.load() if isinstance(item, _Handle) else item for item in items]
+            return list(map(_load_value, items))
         self._list = items
         return items
 
