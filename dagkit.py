@@ -1885,8 +1885,11 @@ def _find_home(value: Any) -> tuple[str, str | None]:
 
 def _is_importable(value: Any, module: str) -> bool:
     """Return whether a class or function is what its name says, and was not made at run time."""
-    if isinstance(value, type) and not value.__flags__ & 1 << 9:  # a static type, in C
-        return True
+    if isinstance(value, type):
+        is_immutable = value.__flags__ & 1 << 8
+        is_on_heap = value.__flags__ & 1 << 9
+        if is_immutable or not is_on_heap:  # made in C; its module may not hold it
+            return True
     member: Any = sys.modules.get(module)
     for name in value.__qualname__.split("."):
         member = getattr(member, name, None)
