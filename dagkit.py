@@ -2493,9 +2493,10 @@ def _reduce(walk: _Walk, value: Any) -> tuple[Any, ...]:
     """Return what pickle would rebuild an object from: function, arguments, state, items, pairs."""
     pieces = _get_pickle_pieces(value, 4)
     if isinstance(pieces, str):  # the name of a global, which must really be the value
-        module = sys.modules[pickle.whichmodule(value, pieces)]  # type: ignore[attr-defined]
-        is_same = operator.attrgetter(pieces)(module) is value
-        if not is_same and not isinstance(value, types.BuiltinFunctionType):
+        # A function in C is what its name says, even if another one has replaced it there.
+        home = value.__module__ if isinstance(value, types.BuiltinFunctionType) else None
+        module = sys.modules[home or pickle.whichmodule(value, pieces)]  # type: ignore[attr-defined]
+        if home is None and operator.attrgetter(pieces)(module) is not value:
             raise TypeError(pieces)
         walk.is_library(*_find_home(module))
         pieces = (module.__name__, pieces)
@@ -2555,6 +2556,7 @@ _RULES: dict[str, str | _Rule] = {
     "enum.Enum": "_name_ _value_",
     "builtins.sentinel": "__module__ __name__",  # Python 3.15
     "_ctypes.CField": "offset size",
+    "ctypes.CField": "offset size",  # Python 3.14
     "_struct.Struct": "format",
     "re.Match": "re string pos endpos regs",
     "contextlib._GeneratorContextManagerBase": "func args kwds",
