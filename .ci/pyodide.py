@@ -96,7 +96,7 @@ def test_edits_of_code_and_constants_count():
 
 
 def test_the_standard_library_is_no_project_code():
-    parts = dagkit._CodeMemo().find_parts(load)[0]
+    parts = dagkit._CodeMemo().find_walk(load).parts
     assert {kind for kind, _ in parts} == {"function"}
 
 
